@@ -1,0 +1,97 @@
+"""Time grids: where a fixed-grid sampler calls the network.
+
+A grid is a tuple of `n` times in [0, 1], strictly falling from the noise towards `process.t_min`; plans append clean data
+themselves. Each function takes (process, n) and options, so that `GRIDS[name](process, n)` serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ornstein.process import GaussianProcess
+
+Grid = tuple[float, ...]
+Spacing = Callable[[GaussianProcess, int], Grid]
+
+
+def uniform(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
+    """Equal steps in t from `start` to t_min; all T levels of a chain when n = T."""
+    return _checked(start + _ramp(n) * (process.t_min - start), n)
+
+
+def quadratic(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
+    """Equal steps in sqrt(t): dense near the data, as DDIM's CIFAR-10 runs (Song et al. 2020, arXiv 2010.02502)."""
+    return _checked((start**0.5 + _ramp(n) * (process.t_min**0.5 - start**0.5)) ** 2, n)
+
+
+def trailing(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
+    """start·(1 - k/n): the first call is at the noise, the last one step above the data (Lin et al. 2023, arXiv 2305.08891)."""
+    times = start * (1 - torch.arange(n, dtype=torch.float64) / n)
+    return _checked(times.clamp(min=process.t_min), n)
+
+
+def karras(process: GaussianProcess, n: int, *, start: float = 1.0, rho: float = 7.0) -> Grid:
+    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    high, low = _ends(process, start)
+    ratios = (torch.exp(high / rho) + _ramp(n) * (torch.exp(low / rho) - torch.exp(high / rho))) ** rho
+    return _at_ratios(process, ratios.log(), start, n)
+
+
+def log_snr(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
+    """Equal steps in log(sigma/alpha), the natural variable of exponential integrators (Lu et al. 2022, arXiv 2206.00927)."""
+    high, low = _ends(process, start)
+    return _at_ratios(process, high + _ramp(n) * (low - high), start, n)
+
+
+GRIDS: dict[str, Spacing] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "trailing": trailing,
+    "karras": karras,
+    "log_snr": log_snr,
+}
+"""Names that recipes and the command line know."""
+
+
+def make(process: GaussianProcess, n: int, spacing: str | Spacing | Grid) -> Grid:
+    """A grid of n times from a name, a function, or the times themselves (which are then checked)."""
+    if isinstance(spacing, str):
+        if spacing not in GRIDS:
+            raise ValueError(f"grid={spacing!r} is not one of {', '.join(GRIDS)}; or give the times")
+        spacing = GRIDS[spacing]
+    if callable(spacing):
+        return spacing(process, n)
+    return _checked(torch.tensor(spacing, dtype=torch.float64), n)
+
+
+def _ramp(n: int) -> Tensor:
+    if n < 1:
+        raise ValueError(f"a grid of n={n} times is empty; ask for at least 1")
+    return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
+
+
+def _ends(process: GaussianProcess, start: float) -> tuple[Tensor, Tensor]:
+    high, low = process.log_ratio(start), process.log_ratio(process.t_min)
+    if not bool(high.isfinite()):
+        # alpha = 0 at the start: the ratio is spaced from the last level with signal, or from noise to seven digits
+        high = process.log_ratio(process.time_of(torch.tensor(16.0, dtype=torch.float64)))
+    return high, low
+
+
+def _at_ratios(process: GaussianProcess, log_ratios: Tensor, start: float, n: int) -> Grid:
+    times = process.time_of(log_ratios)
+    times[0] = start
+    if n > 1:
+        times[-1] = process.t_min
+    return _checked(times, n)
+
+
+def _checked(times: Tensor, n: int) -> Grid:
+    if len(times) != n:
+        raise ValueError(f"grid has {len(times)} times where {n} calls need {n}")
+    if bool((times[1:] >= times[:-1]).any()) or bool(((times < 0) | (times > 1)).any()):
+        raise ValueError(f"grid={times.tolist()} must fall strictly within [0, 1]; use fewer calls or another spacing")
+    return tuple(times.tolist())

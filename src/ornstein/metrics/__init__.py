@@ -1,0 +1,56 @@
+"""Metrics: records of measured numbers, distances between feature sets, extractors, and the check for memorisation."""
+
+from ornstein.metrics.distribution import (
+    Estimate,
+    PrecisionRecall,
+    frechet_distance,
+    frechet_interval,
+    kernel_distance,
+    maximum_mean_discrepancy,
+    precision_recall,
+    sliced_wasserstein,
+)
+from ornstein.metrics.extract import (
+    Classifier,
+    Extractor,
+    Module,
+    Pixels,
+    accuracy,
+    classifier_features,
+    load_classifier,
+    load_extractor,
+    save_classifier,
+    train_classifier,
+    weights_hash,
+)
+from ornstein.metrics.memory import Memorisation, nearest_distances, nearest_neighbour
+from ornstein.metrics.record import Record, read_records, table, write_records
+
+__all__ = [
+    "Classifier",
+    "Estimate",
+    "Extractor",
+    "Memorisation",
+    "Module",
+    "Pixels",
+    "PrecisionRecall",
+    "Record",
+    "accuracy",
+    "classifier_features",
+    "frechet_distance",
+    "frechet_interval",
+    "kernel_distance",
+    "load_classifier",
+    "load_extractor",
+    "maximum_mean_discrepancy",
+    "nearest_distances",
+    "nearest_neighbour",
+    "precision_recall",
+    "read_records",
+    "save_classifier",
+    "sliced_wasserstein",
+    "table",
+    "train_classifier",
+    "weights_hash",
+    "write_records",
+]

@@ -1,0 +1,63 @@
+"""How data are destroyed: Gaussian processes in continuous time and chains of discrete steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ornstein.process.chain import BETAS, Chain, zero_terminal_snr
+from ornstein.process.continuous import EDM, VE, VP, Cosine, LinearSDE, Rectified, SubVP
+from ornstein.process.gaussian import (
+    GaussianProcess,
+    Posterior,
+    Process,
+    Transition,
+    align,
+    gaussian_kl,
+    gaussian_kl_full,
+    gaussian_log_density,
+    reparameterise,
+)
+
+
+def chain(schedule: str = "linear", steps: int = 1000, zero_terminal: bool = False) -> Chain:
+    """The chain of a named schedule of betas (one of `BETAS`) with `steps` levels, optionally with zero terminal SNR."""
+    if schedule not in BETAS:
+        raise ValueError(f"schedule={schedule!r} is not one of {', '.join(BETAS)}")
+    betas = BETAS[schedule](steps)
+    return Chain(zero_terminal_snr(betas) if zero_terminal else betas)
+
+
+ALL: dict[str, Callable[..., GaussianProcess]] = {
+    "vp": VP,
+    "cosine": Cosine,
+    "ve": VE,
+    "sub_vp": SubVP,
+    "edm": EDM,
+    "rectified": Rectified,
+    "chain": chain,
+}
+"""Names that recipes and the command line know."""
+
+__all__ = [
+    "ALL",
+    "BETAS",
+    "EDM",
+    "VE",
+    "VP",
+    "Chain",
+    "Cosine",
+    "GaussianProcess",
+    "LinearSDE",
+    "Posterior",
+    "Process",
+    "Rectified",
+    "SubVP",
+    "Transition",
+    "align",
+    "chain",
+    "gaussian_kl",
+    "gaussian_kl_full",
+    "gaussian_log_density",
+    "reparameterise",
+    "zero_terminal_snr",
+]

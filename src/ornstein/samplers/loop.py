@@ -1,0 +1,180 @@
+"""The one loop that runs every plan."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Condition, Denoises, Prediction
+from ornstein.noise import Noise
+from ornstein.progress import track
+from ornstein.samplers.multistep import default_plan
+from ornstein.samplers.plan import Plan, Row
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a hook sees of a row: its index, the times t (of the call) and s (after it; None: clean), the prediction at
+    `prediction.x_t`, the noise source, the index `first` of the chunk's first sample, and the condition."""
+
+    index: int
+    t: float
+    s: float | None
+    prediction: Prediction
+    noise: Noise
+    first: int
+    cond: Condition
+
+
+Hook = Callable[[Tensor, Step], Tensor]
+"""after(x, step) -> x: acts on the state between rows (projections, guidance on x, capture)."""
+
+
+@dataclass
+class Trajectory:
+    """A hook that keeps, per row, the time s, the state x after it and the x0 predicted in it; it changes nothing."""
+
+    times: list[float | None] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Record and hand x on."""
+        self.times.append(step.s)
+        self.states.append(x)
+        self.predictions.append(step.prediction.x0)
+        return x
+
+
+def sample(
+    denoiser: Denoises,
+    plan: Plan | None = None,
+    *,
+    shape: Sequence[int] | None = None,
+    noise: Noise,
+    calls: int | None = None,
+    cond: Condition = None,
+    start: Tensor | None = None,
+    first: int = 0,
+    batch_size: int | None = None,
+    after: Hook | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> Tensor:
+    """Draw samples x0 of `shape` (samples, *) by a plan, or by the default plan for `calls` network evaluations.
+
+    `start` (samples, *) replaces the draw from the prior, and settles shape, dtype and device. Noise is keyed by sample:
+    sample i (number first + i) is the same for any `batch_size`. `cond` holds tensors with one row per sample.
+    `after` is called on the state after every row. Networks are put in evaluation mode meanwhile; no gradients are kept.
+    Raises ValueError for missing or contradictory arguments. Device: that of the denoiser's parameters unless given.
+    """
+    plan = _chosen(denoiser, plan, calls)
+    if (start is None) == (shape is None):
+        raise ValueError(f"give one of shape={shape} and start={'a tensor' if start is not None else None}")
+    samples = int(shape[0]) if shape is not None else len(start)  # type: ignore[arg-type]
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    for name, value in (cond or {}).items():
+        if len(value) != samples:
+            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {samples} samples; give one row per sample")
+    chunk = min(batch_size or samples, samples)
+    device = device or (start.device if start is not None else _device(denoiser))
+    offsets = range(0, samples, max(chunk, 1))
+    done = []
+    with torch.no_grad(), evaluating(denoiser):
+        ticks = track(_rows(plan, offsets), len(offsets) * plan.calls, plan.name, enabled=progress)
+        for offset in offsets:
+            size = min(chunk, samples - offset)
+            if start is not None:
+                x = start[offset : offset + size].to(device)
+            else:
+                x = denoiser.process.prior((size, *shape[1:]), noise, first=first + offset, dtype=dtype).to(device)  # type: ignore[index]
+            part = None if cond is None else {name: value[offset : offset + size].to(device) for name, value in cond.items()}
+            done.append(run(denoiser, plan, x, noise=noise, cond=part, first=first + offset, after=after, ticks=ticks))
+        for _ in ticks:  # let the bar close
+            pass
+    return torch.cat(done) if done else torch.empty(tuple(shape or start.shape))  # type: ignore[union-attr]
+
+
+def run(
+    denoiser: Denoises,
+    plan: Plan,
+    x: Tensor,
+    *,
+    noise: Noise,
+    cond: Condition = None,
+    first: int = 0,
+    after: Hook | None = None,
+    ticks: Iterator[object] | None = None,
+) -> Tensor:
+    """Run a plan's rows on the state x (B, *) and return it; gradients flow if the caller allows them."""
+    history: deque[Tensor] = deque(maxlen=plan.memory + 1)
+    for k, row in enumerate(plan.rows):
+        z = noise.normal(x.shape, stream="step", step=k, first=first, dtype=x.dtype, device=x.device) if row.stochastic else None
+        y = x
+        if row.p != 1 or row.prior or row.q:
+            y = _accumulate(row.p, x, [(w, history[j - 1]) for j, w in row.prior], row.q, z)
+        prediction = denoiser(y, row.t, cond)
+        history.appendleft(prediction.view(plan.view))
+        x = _accumulate(row.a, x, [(w, history[j]) for j, w in row.b], row.c, z)
+        if row.log_variances is not None:
+            x = torch.addcmul(x, _learned_std(row, prediction), z)  # type: ignore[arg-type]
+        if after is not None:
+            x = after(x, Step(k, row.t, row.s, prediction, noise, first, cond))
+        if ticks is not None:
+            next(ticks, None)
+    return x
+
+
+def _accumulate(a: float, x: Tensor, terms: list[tuple[float, Tensor]], c: float, z: Tensor | None) -> Tensor:
+    """a·x + Σ w·H + c·z in as few passes as there are terms; x and the H are left as they are."""
+    parts = [(w, h) for w, h in [*terms, (c, z)] if w != 0 and h is not None]
+    if a == 0 and parts:
+        (a, x), parts = parts[0], parts[1:]
+    out = x * a if a != 1 or parts else x
+    for w, h in parts:
+        out.add_(h, alpha=w)
+    return out
+
+
+def _learned_std(row: Row, prediction: Prediction) -> Tensor:
+    if prediction.variance_fraction is None:
+        raise ValueError("variance='learned' needs a denoiser with learned_variance=True; use 'posterior' or 'transition'")
+    low, high = row.log_variances  # type: ignore[misc]
+    return torch.exp(0.5 * (low + prediction.variance_fraction * (high - low)))
+
+
+def _chosen(denoiser: Denoises, plan: Plan | None, calls: int | None) -> Plan:
+    if (plan is None) == (calls is None):
+        raise ValueError(f"give one of plan={plan and plan.name} and calls={calls}")
+    return plan if plan is not None else default_plan(denoiser.process, calls)  # type: ignore[arg-type]
+
+
+def _rows(plan: Plan, offsets: range) -> Iterator[int]:
+    yield from range(len(offsets) * plan.calls)
+
+
+def _device(denoiser: Denoises) -> torch.device:
+    if isinstance(denoiser, nn.Module):
+        for parameter in denoiser.parameters():
+            return parameter.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def evaluating(denoiser: object) -> Iterator[None]:
+    """Evaluation mode (no dropout) for the modules of a denoiser, put back as it was on leaving."""
+    training = [m for m in denoiser.modules() if m.training] if isinstance(denoiser, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
