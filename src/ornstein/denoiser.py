@@ -185,9 +185,7 @@ class Denoiser(nn.Module):
         fraction = None
         if self.learned_variance:
             if raw.shape[1] != 2 * x_t.shape[1]:
-                raise ValueError(
-                    f"learned_variance=True needs {2 * x_t.shape[1]} output channels, the net gives {raw.shape[1]}"
-                )
+                raise ValueError(f"learned_variance=True needs {2 * x_t.shape[1]} output channels, the net gives {raw.shape[1]}")
             raw, fraction = raw.chunk(2, dim=1)
             fraction = (fraction.to(x_t.dtype) + 1) / 2
         if raw.shape != x_t.shape:

@@ -96,8 +96,8 @@ class ImageData:
         The same seed gives the same parts. With labels every class is divided in the same ratio to within one image. Both
         parts carry the contract fitted on the training part alone. InputError when a part would have fewer than one image.
         """
-        count = round(fraction * len(self))
-        if not (0.0 < fraction < 1.0 and 1 <= count < len(self)):
+        count = round(fraction * len(self)) if 0.0 < fraction < 1.0 else 0
+        if not 1 <= count < len(self):
             raise InputError(
                 f"fraction={fraction}: of {len(self)} images {count} would be for training; give one between 0 and 1"
             )

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ornstein.files import InputError
 
-_SUSPECT = (
-    0.5  # half the distance that unseen real images keep; a convention, far below the 0.8 … 1.1 of independent samples
-)
+_SUSPECT = 0.5  # a convention: independent samples of a good model lie far above, at about 0.8 to 1.1
 _BLOCK = 2**25  # entries of one block of the distance matrix: 128 MiB in float32
 
 

@@ -26,9 +26,7 @@ class Chain(MomentProcess):
 
     def __post_init__(self) -> None:
         if len(self.betas) < 2 or not all(0 < beta <= 1 for beta in self.betas) or any(b == 1 for b in self.betas[:-1]):
-            raise ValueError(
-                f"betas={_abridged(self.betas)} must be at least two variances in (0, 1); only the last may be 1"
-            )
+            raise ValueError(f"betas={_abridged(self.betas)} must be at least two variances in (0, 1); only the last may be 1")
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,19 @@
+"""Training losses and the variational bound."""
+
+from __future__ import annotations
+
+from ornstein.losses.bound import Bound, Discretised, GaussianDecoder, bound
+from ornstein.losses.denoising import WEIGHTS, DenoisingLoss
+from ornstein.losses.times import DISTRIBUTIONS, LossAware, Times
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "WEIGHTS",
+    "Bound",
+    "DenoisingLoss",
+    "Discretised",
+    "GaussianDecoder",
+    "LossAware",
+    "Times",
+    "bound",
+]
