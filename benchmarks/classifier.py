@@ -40,7 +40,7 @@ DRAWS = 10
 
 @dataclass(frozen=True)
 class Score:
-    """Fréchet distance of samples to the 10,000 reference digits in one classifier's features, and the same of real digits.
+    """Fréchet distance of samples to the 10,000 reference digits in one classifier's features, and real digits' own.
 
     ``real`` is the mean over 10 draws of as many training digits against the same reference, ``real_std`` its spread
     between draws: single draws differ by tens of per cent, chiefly through their shares of the ten classes.

@@ -98,7 +98,9 @@ def trainer(variant: Variant, x: Tensor, c_noise: Tensor) -> Callable[[], float]
     return step
 
 
-def measure(variants: list[Variant], x: Tensor, c_noise: Tensor, rounds: int, warmup: int) -> dict[Variant, list[float]]:
+def measure(
+    variants: list[Variant], x: Tensor, c_noise: Tensor, rounds: int, warmup: int, clock: Callable[[], float]
+) -> dict[Variant, list[float]]:
     """Seconds per step of each variant in each round, the variants taking turns."""
     steps = {variant: trainer(variant, x, c_noise) for variant in variants}
     for _ in range(warmup):
@@ -107,9 +109,10 @@ def measure(variants: list[Variant], x: Tensor, c_noise: Tensor, rounds: int, wa
     seconds: dict[Variant, list[float]] = {variant: [] for variant in variants}
     for _ in range(rounds):
         for variant, step in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
-            seconds[variant].append(time.perf_counter() - start)
+            seconds[variant].append(clock() - start)
+            print(f"{variant.name:<44}{seconds[variant][-1]:8.3f} s", flush=True)
     return seconds
 
 
@@ -139,9 +142,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a busy machine, one thread")
+    parser.add_argument("--threads", type=int, help="torch's threads; all cores unless given")
     parser.add_argument("--compile", action="store_true", help="add our defaults compiled")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(arguments.batch, arguments.channels, arguments.size, arguments.size, generator=generator)
@@ -165,7 +173,7 @@ def main() -> None:
     work = {who: flops(net, x, c_noise) for who, net in nets.items()}
 
     load = os.getloadavg()
-    seconds = measure(variants, x, c_noise, arguments.rounds, arguments.warmup)
+    seconds = measure(variants, x, c_noise, arguments.rounds, arguments.warmup, clock)
 
     print(f"parameters {parameters}, difference {difference:+.2%}; GFLOP per forward sample {work}")
     print(f"{'variant':<44}{'s/step':>8}{'images/s':>10}")
@@ -191,6 +199,7 @@ def main() -> None:
         record = {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "clock": arguments.clock,
             "machine": platform.processor() or platform.machine(),
             "load_before_and_after": [load, os.getloadavg()],
             "batch": arguments.batch,

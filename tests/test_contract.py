@@ -45,6 +45,7 @@ def test_eight_bit_goes_to_plus_minus_one() -> None:
     x = torch.tensor([0.0, 255.0, 127.5]).view(3, 1, 1, 1).expand(3, 3, 4, 5)
     assert EIGHT_BIT.encode(x)[:, 0, 0, 0].tolist() == [-1.0, 1.0, 0.0]
     assert EIGHT_BIT.bounds == (-1.0, 1.0)
+    assert replace(EIGHT_BIT, bounded=False).bounds is None  # a declared range alone allows no clipping
     assert EIGHT_BIT.bin_width == pytest.approx(2 / 255)
 
 

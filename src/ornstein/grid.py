@@ -92,6 +92,6 @@ def _at_ratios(process: GaussianProcess, log_ratios: Tensor, start: float, n: in
 def _checked(times: Tensor, n: int) -> Grid:
     if len(times) != n:
         raise ValueError(f"grid has {len(times)} times where {n} calls need {n}")
-    if bool((times[1:] >= times[:-1]).any()) or bool(((times < 0) | (times > 1)).any()):
+    if not bool((times[1:] < times[:-1]).all() & ((times >= 0) & (times <= 1)).all()):  # so written, NaN is refused too
         raise ValueError(f"grid={times.tolist()} must fall strictly within [0, 1]; use fewer calls or another spacing")
     return tuple(times.tolist())

@@ -114,6 +114,11 @@ def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
     for name in ("foreign.safetensors", "cut.safetensors", "none.safetensors"):
         with pytest.raises(InputError, match=name):
             load_extractor(str(tmp_path / name))
+    part = Classifier(1, 2, 0.0, 1.0).state_dict()
+    del part["trunk.1.bias"]
+    write_tensors(tmp_path / "part.safetensors", part)
+    with pytest.raises(InputError, match=r"part\.safetensors"):
+        load_classifier(tmp_path / "part.safetensors")
     with pytest.raises(InputError, match="'inception'"):
         load_extractor("inception")
     assert foreign.exists()

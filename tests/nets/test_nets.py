@@ -70,7 +70,30 @@ def test_gradient_reaches_every_parameter(case: tuple[nn.Module, tuple[int, ...]
     assert dead == []
 
 
-def test_one_optimiser_step_moves_the_output(case: tuple[nn.Module, tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("name", ["unet1", "unet2", "unet3"])
+def test_blocks_start_as_the_identity(name: str) -> None:
+    build, shape = CONDITIONED[name]
+    net = seeded(build)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for stage in (*(stage for level in net.down for stage in level), *net.middle):
+        stage.register_forward_hook(lambda _m, inputs, y: pairs.append((inputs[0], y)))
+    net(randn(2, *shape), randn(2))
+    assert len(pairs) == 4
+    assert all(torch.equal(before, after) and before.abs().sum() > 0 for before, after in pairs)
+
+
+def test_gradient_is_the_slope(case: tuple[nn.Module, tuple[int, ...]]) -> None:
+    net, shape = case
+    perturbed(net).double()
+    x, c_noise, along = randn(2, *shape).double(), randn(2).double(), randn(2, *shape, seed=7).double()
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x, c_noise).square().sum(), x)
+    with torch.no_grad():
+        above, below = (net(x + step * along, c_noise).square().sum() for step in (1e-5, -1e-5))
+    torch.testing.assert_close((gradient * along).sum(), (above - below) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_training_lowers_the_error(case: tuple[nn.Module, tuple[int, ...]]) -> None:
     net, shape = case
     x, c_noise = randn(4, *shape), randn(4)
     before = (net(x, c_noise) - x).square().mean()

@@ -93,7 +93,7 @@ class ImageData:
     def split(self, fraction: float, seed: int) -> tuple[ImageData, ImageData]:
         """Two disjoint parts (training, validation); `fraction` is the share of TRAINING images (0.8 → 80 %).
 
-        The same seed gives the same parts. With labels every class is divided in the same ratio to within one image. Both
+        The same seed gives the same parts. With labels every class is divided in the same ratio, to an image or two. Both
         parts carry the contract fitted on the training part alone. InputError when a part would have fewer than one image.
         """
         count = round(fraction * len(self)) if 0.0 < fraction < 1.0 else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -149,8 +150,13 @@ def bound(
 
     All len(times) - 1 steps are evaluated, or `samples` of them per datum, one in each of `samples` equal strata: unbiased,
     and the standard error holds both spreads. `decoder` is `GaussianDecoder` (a density) unless given; its variance is that
-    of the forward jump. Sums are in float64. Raises ValueError for `variance` "posterior" with no steps, or unknown names.
+    of the forward jump. Sums are in float64. Raises ValueError for an unknown `variance`, for "learned" where none is, for
+    `times` that do not fall and for more `samples` than steps.
     """
+    if variance not in REVERSE_VARIANCES:
+        raise ValueError(f"variance={variance!r} is not one of {', '.join(REVERSE_VARIANCES)}")
+    if not times or any(t <= s for t, s in pairwise(times)):
+        raise ValueError(f"times={times} must hold at least one level and fall from noise to data; sort them in descending order")
     process = denoiser.process
     decoder = decoder if decoder is not None else GaussianDecoder()
     levels = torch.tensor(times, dtype=torch.float64)

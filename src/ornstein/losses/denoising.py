@@ -18,13 +18,22 @@ from ornstein.losses.times import Times, TimeSampler
 from ornstein.noise import Noise
 from ornstein.process import Chain, GaussianProcess, align
 
+
+def _level_below(process: Chain, t: Tensor) -> Tensor:
+    """The level s = t - 1/T under each t, which must be a level itself: between levels the bound has no term."""
+    k = (t * process.steps).round()
+    if bool(((t * process.steps - k).abs() > 1e-6).any()):
+        raise ValueError(f"t={t.tolist()[:3]}… lie between a Chain's levels, where the bound has no term; use Times('discrete')")
+    return (k - 1) / process.steps
+
+
 _Weight = Callable[[Tensor, Tensor, GaussianProcess, Tensor, "DenoisingLoss"], Tensor]
 
 
 def _bound_weight(a: Tensor, s: Tensor, process: GaussianProcess, t: Tensor, loss: DenoisingLoss) -> Tensor:
     """The weight under which the mean over t is the bound, in nats per dimension (up to what no network can change)."""
     if isinstance(process, Chain):
-        q = process.posterior(t, (t - 1 / process.steps).clamp(min=0))
+        q = process.posterior(t, _level_below(process, t))
         variance = torch.where(q.variance > 0, q.variance, q.transition)
         return process.steps * q.on_x0**2 / (2 * variance)
     return 0.5 * a**2 * process.diffusion(t) ** 2 / s**4
@@ -108,7 +117,7 @@ class DenoisingLoss:
         """T times the bound's term at t in nats per dimension, (B,), with the mean detached."""
         if not isinstance(process, Chain):
             raise ValueError(f"hybrid={self.hybrid} needs the steps of a Chain, not {type(process).__name__}; set it to 0")
-        s = (t - 1 / process.steps).clamp(min=0)
+        s = _level_below(process, t)
         fixed = Prediction.from_x0(
             prediction.x_t, prediction.alpha, prediction.sigma, prediction.x0.detach(), prediction.variance_fraction
         )

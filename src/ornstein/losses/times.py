@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -110,6 +111,8 @@ class LossAware:
         if bool((self.counts < self.memory).any()):
             return uniform
         p = self.history.square().mean(1).sqrt()
+        if not 0 < float(p.sum()) < math.inf:  # all zero, or not a number: nothing to prefer
+            return uniform
         return (1 - self.floor) * p / p.sum() + self.floor * uniform
 
     def draw(
@@ -118,17 +121,23 @@ class LossAware:
         """(t, weight): a bin by its probability, then a uniform place within it."""
         u = noise.uniform((n, 2), stream="time", step=step, first=first)
         p = self.probabilities()
-        b = torch.searchsorted(p.cumsum(0), u[:, 0]).clamp(max=self.bins - 1)
+        b = torch.searchsorted(p.cumsum(0), u[:, 0].contiguous()).clamp(max=self.bins - 1)
         place = (b + u[:, 1]) / self.bins
         name = "discrete" if isinstance(process, Chain) else "uniform"
         return DISTRIBUTIONS[name](process, place, 0.0, 1.0), 1 / (self.bins * p[b])
 
     def update(self, process: GaussianProcess, t: Tensor, loss: Tensor) -> None:
         """Remember the losses (n,), unweighted, at times t (n,)."""
-        place = (t - process.t_min) / (1 - process.t_min)
-        for b, value in zip((place * self.bins).long().clamp(0, self.bins - 1).tolist(), loss.detach().tolist(), strict=True):
-            self.history[b, int(self.counts[b]) % self.memory] = value
-            self.counts[b] += 1
+        if isinstance(process, Chain):
+            # level k is drawn from the places (k - 1)/T … k/T: it belongs to every bin they touch, or short chains never fill
+            k = (t * process.steps).round().long()
+            low, high = (k - 1) * self.bins // process.steps, (k * self.bins - 1) // process.steps
+        else:
+            low = high = ((t - process.t_min) / (1 - process.t_min) * self.bins).long().clamp(0, self.bins - 1)
+        for start, end, value in zip(low.tolist(), high.tolist(), loss.detach().tolist(), strict=True):
+            for b in range(start, end + 1):
+                self.history[b, int(self.counts[b]) % self.memory] = value
+                self.counts[b] += 1
 
     def state(self) -> dict[str, Tensor]:
         """The history, for a checkpoint."""

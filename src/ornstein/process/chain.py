@@ -57,16 +57,18 @@ class Chain(MomentProcess):
     def mean_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma²) at t = k/T from the product, in between from the linear log-SNR."""
         k = t * self.steps
-        nearest = k.round()
+        nearest = k.detach().round()
         on_level = (k - nearest).abs() < 1e-9 * self.steps
         if bool(((k < 1) & ~on_level).any()):
             raise ValueError(f"t={t.min().item():g} lies between the data and the chain's first level 1/T={self.t_min:g}")
-        lower = k.floor().clamp(1, self.steps - 1).long()
+        # a level belongs to the step that led to it, so that its rates are those of its own beta
+        lower = (torch.where(on_level, nearest, k.detach()).ceil() - 1).clamp(1, self.steps - 1).long()
         weight = k - lower
-        ratio = self._log_ratios[lower - 1] * (1 - weight) + self._log_ratios[lower] * weight
+        ratios = self._log_ratios.nan_to_num(posinf=0.0)  # alpha = 0 is handled below; inf here would spoil the gradient
+        ratio = ratios[lower - 1] * (1 - weight) + ratios[lower] * weight
         alpha2, variance = torch.sigmoid(-2 * ratio), torch.sigmoid(2 * ratio)
         if self.betas[-1] == 1:
-            last = k > self.steps - 1
+            last = lower == self.steps - 1
             alpha = torch.exp(0.5 * self._log_alpha2[-2]) * (self.steps - k)
             alpha2 = torch.where(last, alpha**2, alpha2)
             variance = torch.where(last, 1 - alpha**2, variance)

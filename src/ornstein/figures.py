@@ -1,0 +1,100 @@
+"""Pictures: grids of samples, the strip of a forward and a reverse run, the loss curve."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ornstein.contract import Contract
+from ornstein.files import write_atomic
+from ornstein.noise import Noise
+from ornstein.samplers import Plan, Trajectory, ddim
+from ornstein.system import CondInput, System
+
+SMALLEST = 48
+"""Pixels that the smaller side of a tile is enlarged to at least."""
+
+
+def image_grid(images: Tensor, contract: Contract, path: str | Path, *, columns: int | None = None) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) in the data's own range as one PNG of tiles, row by row; the pixels are returned (H, W, 3).
+
+    Declared ranges map to black and white; without one the smallest and largest value shown do.
+    """
+    n, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    low = contract.low if contract.low is not None else float(images.min())
+    high = contract.high if contract.high is not None else float(images.max())
+    grey = ((images.cpu().double() - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    shown = grey if channels == 3 else grey[:, :1].expand(-1, 3, -1, -1)
+    enlarge = max(1, math.ceil(SMALLEST / min(height, width)))
+    tiles = np.full((rows, columns, height * enlarge + 2, width * enlarge + 2, 3), 255, np.uint8)
+    pixels = shown.permute(0, 2, 3, 1).numpy().repeat(enlarge, 1).repeat(enlarge, 2)
+    for index, tile in enumerate(pixels):
+        tiles[index // columns, index % columns, 1:-1, 1:-1] = tile
+    picture = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * tiles.shape[2], columns * tiles.shape[3], 3)
+    _save(picture, path)
+    return picture
+
+
+def strip(system: System, data: Tensor, path: str | Path, *, cond: CondInput = None, shown: int = 9, seed: int = 0) -> None:
+    """Two pictures in one: data (n, *) on their way to noise (upper rows), and samples on their way back (lower rows)."""
+    process, n = system.denoiser.process, len(data)
+    noise = Noise(seed)
+    x0 = system.contract.encode(data)
+    times: list[float | None] = [None, *torch.linspace(max(process.t_min, 0.05), 1, shown - 1).tolist()]
+    eps = noise.normal(x0.shape, stream="figure")
+    scaled = [process.corrupt(x0, t, eps) / _scale(system, t) for t in times]
+    plan: Plan = ddim(process, 4 * (shown - 1), "uniform" if system.plan is None else "karras")
+    states = Trajectory()
+    system.sample(n, cond=cond, sampler=plan, noise=noise, after=states)
+    start = process.prior(x0.shape, noise)
+    chosen = [round(i * (len(states.states) - 1) / (shown - 2)) for i in range(shown - 1)]
+    backward = [start / _scale(system, 1.0), *(states.states[k].cpu() / _scale(system, states.times[k]) for k in chosen)]
+    rows = torch.cat([torch.stack(scaled, 1), torch.stack(backward, 1)]).flatten(0, 1)
+    image_grid(system.contract.decode(rows), system.contract, path, columns=shown)
+
+
+def _scale(system: System, t: float | None) -> float:
+    """Standard deviation of x_t over that of the data, so that tiles of all times share one grey scale."""
+    alpha, sigma = (float(m) for m in system.denoiser.process.moments(t))
+    return math.sqrt(alpha**2 + (sigma / system.denoiser.sigma_data) ** 2)
+
+
+def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
+    """Training and validation loss against the step, from the rows of log.csv."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for key, label in (("loss", "training"), ("validation", "held out (averaged weights)")):
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(
+                steps, values, label=label, markersize=3, marker="" if key == "loss" else "o", alpha=0.35 if key == "loss" else 1
+            )
+            if key == "loss" and len(values) > 20:
+                window = max(5, len(values) // 40)
+                smooth = np.convolve(values, np.ones(window) / window, "valid")
+                axes.plot(steps[window - 1 :], smooth, color="C0", label="training, smoothed")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with write_atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _save(picture: NDArray[np.uint8], path: str | Path) -> None:
+    from PIL import Image
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with write_atomic(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")

@@ -1,0 +1,121 @@
+"""Model directories: config.yaml, model.safetensors, data.json (the contract), plans, metrics and a card. Never a pickle.
+
+`save` writes to a temporary name and renames; `load` reads only what it knows, checks versions, names and shapes, and executes
+nothing that it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ornstein import config as configs
+from ornstein.config import Recipe
+from ornstein.contract import Contract
+from ornstein.files import (
+    InputError,
+    check_model_directory,
+    inside,
+    read_json,
+    read_tensors,
+    read_yaml,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
+from ornstein.image.ddpm import initialise
+from ornstein.process import GaussianProcess
+from ornstein.samplers import Plan
+from ornstein.system import System
+
+CONFIG, WEIGHTS, DATA, CARD, METRICS, RESUME = (
+    "config.yaml",
+    "model.safetensors",
+    "data.json",
+    "card.md",
+    "metrics.json",
+    "resume",
+)
+
+SYSTEMS: dict[str, Callable[[Recipe, Contract, GaussianProcess | None], System]] = {"image": initialise}
+"""What `system:` in a recipe may say."""
+
+
+def build(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> System:
+    """A freshly initialised system from a recipe and the contract of its data."""
+    return SYSTEMS[recipe.system](recipe, contract, process)
+
+
+def save(directory: str | Path, recipe: Recipe, system: System, weights: dict[str, Tensor] | None = None) -> None:
+    """Write config, contract and weights (the system's own unless given), each to a temporary file and then renamed."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = weights if weights is not None else system.net.state_dict()
+    with write_atomic(folder / CONFIG) as temporary:
+        temporary.write_text(configs.dump(recipe), encoding="utf-8")
+    write_json(folder / DATA, system.contract.to_json())
+    write_tensors(folder / WEIGHTS, state)
+
+
+def read_recipe(directory: str | Path) -> Recipe:
+    """The recipe of a model directory."""
+    return configs.parse(read_yaml(inside(_checked(directory), CONFIG)), f"{directory}/{CONFIG}")
+
+
+def load(directory: str | Path, *, device: torch.device | str | None = None, process: GaussianProcess | None = None) -> System:
+    """The trained system of a model directory, on `device` (CPU unless given), ready to sample.
+
+    InputError for a missing or foreign file, an unknown format version or key, a YAML tag, a path outside the directory, a
+    pickle, truncated weights, or weights whose names or shapes are not those of the network. `process` replaces the recipe's
+    (for one that the user wrote as functions).
+    """
+    folder = _checked(directory)
+    recipe = read_recipe(folder)
+    contract = Contract.from_json(read_json(inside(folder, DATA)))
+    weights = read_tensors(inside(folder, WEIGHTS))
+    system = build(recipe, contract, process)
+    expected = system.net.state_dict()
+    where = f"{folder}/{WEIGHTS}"
+    if odd := sorted(set(expected) ^ set(weights)):
+        kind = "lacks" if odd[0] in expected else "holds the unknown"
+        raise InputError(f"{where}: {kind} tensor {odd[0]!r}; the weights do not belong to this {CONFIG}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{where}: {name!r} has shape {tuple(tensor.shape)}, the network of {CONFIG} needs {tuple(expected[name].shape)}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"{where}: {name!r} holds NaN or infinity; train again, or resume from an earlier state")
+    system.net.load_state_dict(weights)
+    system.net.to(device)
+    system.net.requires_grad_(False).eval()
+    if recipe.train.channels_last:
+        arrange(system)
+    return system
+
+
+def arrange(system: System) -> None:
+    """Put convolution weights into the channels-last layout, which the processor's convolutions prefer."""
+    for parameter in system.net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def plans(directory: str | Path) -> dict[str, Plan]:
+    """The plans saved beside the weights, by name (plan-8.json is "8")."""
+    folder = _checked(directory)
+    return {path.stem.removeprefix("plan-"): Plan.load(inside(folder, path.name)) for path in sorted(folder.glob("plan-*.json"))}
+
+
+def _checked(directory: str | Path) -> Path:
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise InputError(f"model={str(directory)!r} is not a directory; give the --out folder of `ornstein train`")
+    missing = [name for name in (CONFIG, DATA, WEIGHTS) if not (folder / name).exists()]
+    if missing:
+        raise InputError(f"model={str(directory)!r} has no {missing[0]}; it is no model directory, or nothing is saved there yet")
+    check_model_directory(folder)
+    return folder

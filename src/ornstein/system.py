@@ -1,0 +1,168 @@
+"""A system: data contract, denoiser, loss and default sampler, as training and sampling need them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.contract import Contract
+from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold
+from ornstein.files import InputError
+from ornstein.grid import log_snr
+from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
+from ornstein.noise import Noise
+from ornstein.samplers import Hook, Plan, default_plan, sample
+
+CHUNK = 250
+"""Samples drawn at a time unless told otherwise: bounds memory, changes nothing else."""
+
+CondInput = Mapping[str, Tensor | Sequence[int] | Sequence[str] | int | str | float] | None
+
+
+@dataclass(eq=False)
+class System:
+    """One trained or trainable model: `loss` is all the trainer calls, `sample` all that users do.
+
+    Batches hold "x" (B, *) in the data's own range, and "label" (B,) where the data have labels; samples come back in the
+    data's own range too. `condition` names the condition the network takes ("label") or None; with probability
+    `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip` mirrors half of the
+    training images. `bounds` and `threshold` change predictions while sampling, and only if the recipe asks.
+    """
+
+    contract: Contract
+    denoiser: Denoiser
+    loss_function: DenoisingLoss
+    plan: Plan | None = None
+    condition: str | None = None
+    condition_dropout: float = 0.0
+    flip: bool = False
+    bounds: tuple[float, float] | None = None
+    threshold: float | None = None
+
+    @property
+    def net(self) -> nn.Module:
+        """The network with the trained weights."""
+        return self.denoiser.net
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    def loss(
+        self, batch: Mapping[str, Tensor], noise: Noise, *, step: int = 0, first: int = 0, total: int | None = None
+    ) -> Tensor:
+        """The training loss of every datum of a batch, (B,); sample i is keyed by (step, first + i)."""
+        x0 = self.contract.encode(batch["x"])
+        n = len(x0)
+        if self.flip:
+            mirrored = noise.uniform((n,), stream="flip", step=step, first=first) < 0.5
+            x0 = torch.where(mirrored.to(x0.device).reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
+        cond: dict[str, Tensor] | None = None
+        if self.condition is not None:
+            dropped = noise.uniform((n,), stream="condition", step=step, first=first) < self.condition_dropout
+            cond = {self.condition: batch[self.condition], "null": dropped.to(x0.device)}
+        return self.loss_function(self.denoiser, x0, noise, step=step, first=first, total=total, cond=cond)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        cond: CondInput = None,
+        sampler: Plan | int | None = None,
+        noise: Noise,
+        first: int = 0,
+        batch_size: int | None = None,
+        after: Hook | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """n samples (n, *) in the data's own range.
+
+        `cond` is one value for all or one per sample, {"label": 3} or {"label": [0, 1, 2]}, by number or by class name;
+        None draws without condition. `sampler` is a plan, a number of network calls, or None for the model's default.
+        """
+        plan = sampler if isinstance(sampler, Plan) else None
+        if isinstance(sampler, int):
+            plan = default_plan(self.denoiser.process, sampler)
+        plan = plan or self.plan or default_plan(self.denoiser.process, 50)
+        x0 = sample(
+            self.shaped_denoiser(),
+            plan,
+            shape=(n, *self.contract.shape),
+            noise=noise,
+            cond=self.conditions(cond, n),
+            first=first,
+            batch_size=batch_size or CHUNK,
+            after=after,
+            device=self.device,
+            progress=progress,
+        )
+        return self.contract.decode(x0)
+
+    def shaped_denoiser(self) -> Denoises:
+        """The denoiser with the clipping or thresholding that the recipe asked for."""
+        denoiser: Denoises = self.denoiser
+        if self.bounds is not None:
+            denoiser = Clipped(denoiser, *self.bounds)
+        if self.threshold is not None:
+            denoiser = DynamicThreshold(denoiser, quantile=self.threshold)
+        return denoiser
+
+    def conditions(self, cond: CondInput, n: int) -> dict[str, Tensor] | None:
+        """`cond` as tensors with one row per sample; InputError for a condition or class the model does not know."""
+        if not cond:
+            return None
+        if self.condition is None:
+            raise InputError(f"cond={sorted(cond)} was given, but this model was trained without a condition; leave it out")
+        unknown = sorted(set(cond) - {self.condition})
+        if unknown:
+            raise InputError(f"cond has {unknown[0]!r}, but this model takes only {self.condition!r}")
+        value = cond[self.condition]
+        values = [value] * n if isinstance(value, int | str | float) else list(value)
+        if len(values) != n:
+            raise InputError(f"cond[{self.condition!r}] has {len(values)} values for n={n} samples; give one, or one per sample")
+        return {self.condition: torch.tensor([self._label(v) for v in values], dtype=torch.long)}
+
+    def _label(self, value: object) -> int:
+        classes = self.contract.classes or ()
+        if isinstance(value, str) and value in classes:
+            return classes.index(value)
+        try:
+            index = int(value)  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            index = -1
+        if not 0 <= index < len(classes):
+            shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+            raise InputError(f"label={value!r} is not one of the {len(classes)} classes: {shown} (or 0 … {len(classes) - 1})")
+        return index
+
+    def bound(
+        self,
+        x: Tensor,
+        noise: Noise,
+        *,
+        cond: Condition = None,
+        levels: int = 1000,
+        samples: int | None = 20,
+        first: int = 0,
+        progress: bool = False,
+    ) -> Bound:
+        """The variational bound on -log P(x) for data x (B, *) in their own range.
+
+        The chain has `levels` equal steps in log-SNR, of which `samples` per datum are drawn; it ends where the noise is a
+        third of the half-width of a grey level's bin, and L_0 is a probability on the declared grey levels. For data that
+        declare none it ends at t_min and L_0 is a density. `Bound.per_dimension()` then is bits/dim.
+        """
+        process = self.denoiser.process
+        x0 = self.contract.encode(x).to(self.device)
+        times = log_snr(process, levels)
+        decoder = None
+        if self.contract.levels is not None and self.contract.bounds is not None:
+            decoder = Discretised(self.contract.levels, *self.contract.bounds)
+            end = float(process.time_of(torch.tensor(math.log(decoder.width / 6), dtype=torch.float64)))
+            times = tuple(t for t in times if t > end)
+        return bound(self.denoiser, x0, times, noise, decoder=decoder, cond=cond, samples=samples, first=first, progress=progress)

@@ -1,0 +1,282 @@
+"""Training on Lightning's Trainer: our part is which data, times and noise step k sees, and what is kept.
+
+Data order, times and noise are functions of (seed, step), so that a resumed run needs only weights, averaged weights, optimiser
+and step, and W processes see what one process with the whole batch sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ornstein import model
+from ornstein.config import Recipe, TrainConfig
+from ornstein.contract import Contract
+from ornstein.files import InputError
+from ornstein.losses import LossAware
+from ornstein.noise import Noise
+from ornstein.system import System
+from ornstein.train.callbacks import EMA, STATE, Keeper, Progress
+
+PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+VALIDATION_DATA = 2048
+"""At most so many held-out data enter the validation loss."""
+
+
+class Data(Protocol):
+    """What training asks of data: a length, and batches by index with "x" and, if labelled, "label"."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of step `step` that one process computes at once: samples first … first + len(indices) - 1 of the batch."""
+
+    step: int
+    first: int
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which datum is where: position p of the endless stream is place p mod n of the permutation of epoch p // n."""
+
+    n: int
+    batch: int
+    noise: Noise
+
+    def indices(self, step: int) -> Tensor:
+        """The `batch` data of a step, (batch,) int64."""
+        start = step * self.batch
+        parts, position = [], start
+        while position < start + self.batch:
+            epoch, place = divmod(position, self.n)
+            take = min(self.n - place, start + self.batch - position)
+            parts.append(self._permutation(epoch)[place : place + take])
+            position += take
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return self.noise.permutation(self.n, stream="order", step=epoch)
+
+
+class Shares(Sampler[Share]):
+    """The endless sequence of shares of one process, starting where the trainer stands."""
+
+    def __init__(self, order: Order, accumulate: int, trainer: lightning.Trainer) -> None:
+        self.order, self.accumulate, self.trainer = order, accumulate, trainer
+
+    def __iter__(self) -> Iterator[Share]:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        size = self.order.batch // (world * self.accumulate)
+        step = self.trainer.global_step
+        while True:
+            indices = self.order.indices(step)
+            for part in range(self.accumulate):
+                first = (part * world + rank) * size
+                yield Share(step, first, indices[first : first + size])
+            step += 1
+
+
+class Reader(Dataset[dict[str, Any]]):
+    """Turns a share into a batch."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __getitem__(self, share: Share) -> dict[str, Any]:
+        return {**self.data.batch(share.indices), "step": share.step, "first": share.first}
+
+
+class Module(lightning.LightningModule):
+    """A system as Lightning sees it: its loss, its optimiser, its validation loss."""
+
+    def __init__(self, system: System, config: TrainConfig) -> None:
+        super().__init__()
+        self.system, self.config = system, config
+        self.denoiser = system.denoiser
+        self.noise = Noise(config.seed)
+        self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in system.net.modules())
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        """The mean loss of a share."""
+        step, first = int(batch["step"]), int(batch["first"])
+        if not self.dropout:
+            losses = self._losses(batch, step, first)
+        else:
+            # nn.Dropout takes torch's default generator: lend it one keyed by (seed, step, share) and put it back
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.default_generator.manual_seed(self.noise.key(f"dropout/{first}", step) & (2**63 - 1))
+                losses = self._losses(batch, step, first)
+        loss = losses.mean()
+        self.log("loss", loss.detach(), sync_dist=self.trainer.world_size > 1, logger=False)
+        return loss
+
+    def _losses(self, batch: dict[str, Any], step: int, first: int) -> Tensor:
+        return self.system.loss(batch, self.noise, step=step, first=first, total=self.config.batch)
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        """The loss of held-out data, with the same times and noise every time."""
+        losses = self.system.loss(batch, Noise(self.config.seed + 1), step=0, first=int(batch["first"]), total=VALIDATION_DATA)
+        self.log("validation", losses.mean(), sync_dist=self.trainer.world_size > 1, batch_size=len(losses), logger=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with linear warm-up, then constant or cosine to zero."""
+        config = self.config
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(
+            self.denoiser.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        )
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / (config.warmup + 1))
+            return warm * (0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1.0))) if config.schedule == "cosine" else 1.0)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the loss-aware sampler's history: the only state that is not a function of (seed, step)."""
+        if isinstance(self.system.loss_function.times, LossAware):
+            checkpoint["times"] = self.system.loss_function.times.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put that history back."""
+        if isinstance(self.system.loss_function.times, LossAware):
+            self.system.loss_function.times.load(checkpoint["times"])
+
+
+def train(
+    recipe: Recipe,
+    data: Data,
+    held_out: Data | None,
+    contract: Contract,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    init: str | Path | None = None,
+    device: str = "auto",
+    strategy: str = "auto",
+    nodes: int = 1,
+    progress: bool = True,
+) -> System:
+    """Train the recipe on `data` into the model directory `out`, and return the system with averaged weights.
+
+    `resume` goes on exactly where `out` stands; `init` starts from another model's weights. Under torchrun every process
+    calls this with the same arguments. Ctrl-C, SIGTERM and the clock end the run after the current step with everything saved.
+    Raises InputError for a recipe that does not fit the data or the processes.
+    """
+    out, config = Path(out), recipe.train
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch % (world * config.accumulate):
+        raise InputError(
+            f"train.batch={config.batch} cannot be shared by {world} processes x train.accumulate={config.accumulate}; "
+            f"make it a multiple of {world * config.accumulate}"
+        )
+    state = out / model.RESUME / STATE
+    if resume and not state.exists():
+        raise InputError(f"--resume: {str(out)!r} holds no training state ({model.RESUME}/{STATE}); start without --resume")
+    system = model.build(recipe, contract)
+    if init is not None:
+        _start_from(system, init)
+    if config.channels_last:
+        model.arrange(system)
+    if config.compile:
+        system.net.compile()
+    module, ema = Module(system, config), EMA(config.ema)
+    keeper = Keeper(recipe, out, ema)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = lightning.Trainer(
+        max_steps=config.steps,
+        max_epochs=-1,
+        accelerator={"cuda": "gpu"}.get(device, device),
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 or device in ("cpu", "auto") else 1,
+        num_nodes=nodes,
+        strategy=("ddp" if strategy == "auto" else strategy) if world > 1 else "auto",
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        gradient_clip_val=config.clip_norm or None,
+        accumulate_grad_batches=config.accumulate,
+        # the state that is kept must hold this step's average: ema comes first
+        callbacks=[ema, keeper, Progress(config, out, enabled=progress)],
+        logger=TensorBoardLogger(out, name="logs", version=""),
+        log_every_n_steps=10,
+        val_check_interval=config.validate_every * config.accumulate if held_out is not None else None,
+        limit_val_batches=1.0 if held_out is not None else 0,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=out,
+    )
+    shares = Shares(Order(len(data), config.batch, Noise(config.seed)), config.accumulate, trainer)
+    loader = DataLoader(Reader(data), sampler=shares, batch_size=None, num_workers=config.workers)
+    with _quiet():
+        trainer.fit(
+            module,
+            loader,
+            None if held_out is None else DataLoader(Reader(held_out), sampler=_Held(held_out, trainer), batch_size=None),
+            ckpt_path=state if resume else None,
+            weights_only=True,
+        )
+    return model.load(out)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice on settings that are chosen on purpose."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+class _Held(Sampler[Share]):
+    """The held-out data in shares of 128, dealt to the processes in turn."""
+
+    def __init__(self, data: Data, trainer: lightning.Trainer) -> None:
+        self.n, self.trainer = min(len(data), VALIDATION_DATA), trainer
+
+    def __iter__(self) -> Iterator[Share]:
+        for first in range(128 * self.trainer.global_rank, self.n, 128 * self.trainer.world_size):
+            yield Share(0, first, torch.arange(first, min(first + 128, self.n)))
+
+    def __len__(self) -> int:
+        return len(range(128 * self.trainer.global_rank, self.n, 128 * self.trainer.world_size))
+
+
+def _start_from(system: System, directory: str | Path) -> None:
+    """Take the weights of a model directory that fit; InputError if one has another shape."""
+    source = model.load(directory).net.state_dict()
+    own = system.net.state_dict()
+    for name, tensor in own.items():
+        if name not in source or source[name].shape != tensor.shape:
+            have = tuple(source[name].shape) if name in source else "nothing"
+            raise InputError(f"--init {str(directory)!r}: {name} is {have} there, {tuple(tensor.shape)} here; use the same net")
+    system.net.load_state_dict(source)

@@ -1,0 +1,30 @@
+"""What every test shares: one hypothesis profile, few threads, and the place of the real data."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "ornstein", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ornstein"))
+
+# pytest-xdist runs one process per core: more threads within each would only fight for them
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data, `$ORNSTEIN_SHARED/data` or `../shared/data`; without it the test is skipped, with a warning."""
+    path = Path(os.environ.get("ORNSTEIN_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not path.is_dir():
+        warnings.warn(f"shared data {path} is absent: a real-data test does not run", stacklevel=2)
+        pytest.skip(f"{path} is absent; set ORNSTEIN_SHARED")
+    return path
