@@ -29,7 +29,7 @@ def quadratic(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
 
 def trailing(process: GaussianProcess, n: int, *, start: float = 1.0) -> Grid:
     """start·(1 - k/n): the first call is at the noise, the last one step above the data (Lin et al. 2023, arXiv 2305.08891)."""
-    times = start * (1 - torch.arange(n, dtype=torch.float64) / n)
+    times = start * (1 - torch.arange(_positive(n), dtype=torch.float64) / n)
     return _checked(times.clamp(min=process.t_min), n)
 
 
@@ -67,10 +67,14 @@ def make(process: GaussianProcess, n: int, spacing: str | Spacing | Grid) -> Gri
     return _checked(torch.tensor(spacing, dtype=torch.float64), n)
 
 
-def _ramp(n: int) -> Tensor:
+def _positive(n: int) -> int:
     if n < 1:
         raise ValueError(f"a grid of n={n} times is empty; ask for at least 1")
-    return torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
+    return n
+
+
+def _ramp(n: int) -> Tensor:
+    return torch.linspace(0, 1, n, dtype=torch.float64) if _positive(n) > 1 else torch.zeros(1, dtype=torch.float64)
 
 
 def _ends(process: GaussianProcess, start: float) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Condition, Prediction
 from ornstein.noise import Noise
-from ornstein.process import GaussianProcess, align, gaussian_kl
+from ornstein.process import GaussianProcess, Posterior, align, gaussian_kl
 from ornstein.process.gaussian import Time
 
 REVERSE_VARIANCES = ("full", "isotropic", "transition", "posterior")
@@ -113,25 +112,25 @@ class GaussianDenoiser(Oracle):
         return self.mean + ((x_t - alpha * self.mean) @ self.directions * gain) @ self.directions.T
 
     def posterior_variances(self, t: Time) -> Tensor:
-        """Eigenvalues of Var[x0 | x_t] = l sigma²/(alpha² l + sigma²), (D,); they do not depend on x_t."""
-        alpha, sigma = self.process.moments(t)
+        """Eigenvalues of Var[x0 | x_t] = l sigma²/(alpha² l + sigma²), (D,) or (B, D) for times (B,), whatever x_t."""
+        alpha, sigma = (m.unsqueeze(-1) for m in self.process.moments(t))
         return self.variances * sigma**2 / (alpha**2 * self.variances + sigma**2)
 
     def posterior_covariance(self, x_t: Tensor, t: Time) -> Tensor:
-        """Var[x0 | x_t], the same for all x_t: (B, D, D); t a number."""
-        covariance = self.directions * self.posterior_variances(t) @ self.directions.T
+        """Var[x0 | x_t], the same for all x_t: (B, D, D)."""
+        covariance = self.directions * self.posterior_variances(t).unsqueeze(-2) @ self.directions.T
         return covariance.expand(x_t.shape[0], -1, -1)
 
     def marginal_variances(self, t: Time) -> Tensor:
-        """Eigenvalues of Var[x_t] = alpha² l + sigma², (D,)."""
-        alpha, sigma = self.process.moments(t)
+        """Eigenvalues of Var[x_t] = alpha² l + sigma², (D,), or (B, D) for times (B,)."""
+        alpha, sigma = (m.unsqueeze(-1) for m in self.process.moments(t))
         return alpha**2 * self.variances + sigma**2
 
     def log_prob(self, x_t: Tensor, t: Time = None) -> Tensor:
         """log N(x_t; alpha m, alpha² covariance + sigma² I)."""
         alpha, _ = self.process.moments(t)
         variances = self.marginal_variances(t)
-        centred = (x_t.flatten(1).to("cpu", torch.float64) - alpha * self.mean) @ self.directions
+        centred = (x_t.flatten(1).to("cpu", torch.float64) - _column(alpha) * self.mean) @ self.directions
         return -0.5 * (centred**2 / variances + variances.log() + math.log(2 * math.pi)).sum(1)
 
     def sample(self, n: int, noise: Noise, *, first: int = 0) -> Tensor:
@@ -143,8 +142,8 @@ class GaussianDenoiser(Oracle):
         """The closed form: alpha_s m + U diag(sqrt(Var_s/Var_t)) Uᵀ (x_t - alpha_t m); `tolerance` is not needed."""
         alpha_t, alpha_s = self.process.moments(t)[0], self.process.moments(s)[0]
         scale = (self.marginal_variances(s) / self.marginal_variances(t)).sqrt()
-        centred = x_t.flatten(1).to("cpu", torch.float64) - alpha_t * self.mean
-        return (alpha_s * self.mean + (centred @ self.directions * scale) @ self.directions.T).reshape(x_t.shape)
+        centred = x_t.flatten(1).to("cpu", torch.float64) - _column(alpha_t) * self.mean
+        return (_column(alpha_s) * self.mean + (centred @ self.directions * scale) @ self.directions.T).reshape(x_t.shape)
 
     def entropy(self) -> Tensor:
         """½ Σ log(2πe l) in nats."""
@@ -170,22 +169,21 @@ class GaussianDenoiser(Oracle):
         second_moment = alpha**2 * (self.variances + (self.mean @ self.directions) ** 2)
         zero = torch.zeros((), dtype=torch.float64)
         start = (gaussian_kl(zero, sigma**2, zero, prior) + second_moment / (2 * prior)).sum()
-        steps = []
-        for t, s in pairwise(times):
-            p = self.process.posterior(t, s)
-            uncertain = p.on_x0**2 * self.posterior_variances(t)
-            tau = {
-                "full": p.variance + uncertain,
-                "isotropic": p.variance + uncertain.mean(),
-                "transition": p.transition,
-                "posterior": p.variance,
-            }[variance]
-            steps.append((gaussian_kl(zero, p.variance, zero, tau) + uncertain / (2 * tau)).sum())
+        levels = torch.tensor(times, dtype=torch.float64)
+        p = Posterior(*(m.unsqueeze(-1) for m in self.process.posterior(levels[:-1], levels[1:])))  # (steps, 1)
+        uncertain = p.on_x0**2 * self.posterior_variances(levels[:-1])  # (steps, D)
+        tau = {
+            "full": p.variance + uncertain,
+            "isotropic": p.variance + uncertain.mean(-1, keepdim=True),
+            "transition": p.transition,
+            "posterior": p.variance,
+        }[variance]
+        steps = (gaussian_kl(zero, p.variance, zero, tau) + uncertain / (2 * tau)).sum(-1)
         uncertain = self.posterior_variances(times[-1])
         jump = self.process.posterior(times[-1], None).transition
         tau = {"full": uncertain, "isotropic": uncertain.mean()}.get(variance, jump)
         decoder = 0.5 * (torch.log(2 * math.pi * tau) + uncertain / tau).sum()
-        return BoundTerms(start, torch.stack(steps) if steps else torch.zeros(0, dtype=torch.float64), decoder)
+        return BoundTerms(start, steps, decoder)
 
 
 class MixtureDenoiser(Oracle):

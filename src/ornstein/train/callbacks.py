@@ -137,7 +137,7 @@ class Keeper(Callback):
         path = self.out / "samples" / f"step-{trainer.global_step:07d}.png"
         grid = figures.image_grid(samples, system.contract, path)
         if trainer.logger is not None:
-            trainer.logger.experiment.add_image("samples", grid, trainer.global_step, dataformats="HWC")  # type: ignore[attr-defined]
+            trainer.logger.experiment.add_image("samples", grid, trainer.global_step, dataformats="HWC")
 
 
 class Progress(Callback):

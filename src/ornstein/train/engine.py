@@ -210,7 +210,7 @@ def train(
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 or device in ("cpu", "auto") else 1,
         num_nodes=nodes,
         strategy=("ddp" if strategy == "auto" else strategy) if world > 1 else "auto",
-        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[config.precision],
         gradient_clip_val=config.clip_norm or None,
         accumulate_grad_batches=config.accumulate,
         # the state that is kept must hold this step's average: ema comes first

@@ -1,0 +1,216 @@
+"""Measuring a trained model: distances to real data, likelihood, memorisation, obedience to its condition, and the card."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein import figures, metrics, model
+from ornstein.config import DataConfig, Recipe
+from ornstein.files import write_atomic
+from ornstein.image.data import ImageData, load_images
+from ornstein.metrics import Extractor, Record
+from ornstein.noise import Noise
+from ornstein.samplers import Plan
+from ornstein.system import System
+from ornstein.train.callbacks import read_log
+
+RIDGE = 1e-3
+"""Added to the covariance of the Gaussian that bits/dim are held against, in squared grey levels."""
+SVM_PIXELS = 1024
+"""Images of at most so many numbers are classified by a support-vector machine, to see whether samples obey their label."""
+
+
+def load_data(config: DataConfig, source: str | None = None) -> ImageData:
+    """The data of a recipe, or of another source brought to the same size and channels."""
+    return load_images(
+        source or config.source,
+        size=config.size,
+        channels=config.channels,
+        crop=config.crop,
+        image_key=config.image_key,
+        label_key=config.label_key,
+        split=config.split,
+        strict=config.strict,
+    )
+
+
+def divide(config: DataConfig, data: ImageData) -> tuple[ImageData, ImageData | None]:
+    """(training part, held-out part) as a recipe says: the last `held_out_last` data, or a random share."""
+    if config.held_out_last:
+        cut = len(data) - config.held_out_last
+        training = data.take(np.arange(cut)).refit()
+        return training, data.take(np.arange(cut, len(data))).with_contract(training.contract)
+    if config.held_out == 0:
+        return data, None
+    return data.split(1 - config.held_out, config.seed)
+
+
+def evaluate(
+    system: System,
+    training: ImageData,
+    reference: ImageData,
+    *,
+    n: int = 1000,
+    extractor: Extractor | None = None,
+    sampler: Plan | int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Record]:
+    """Records of every metric that the data allow, from n samples against `reference`, with training data as the yardstick.
+
+    Fréchet and kernel distance, precision and recall in the extractor's features (pixels unless given), the same for n
+    training data, nearest-training-image ratio, and for a class-conditional model the share of samples that a support-vector
+    machine trained on the training data gives the label asked for.
+    """
+    extractor = extractor or metrics.Pixels()
+    start = time.monotonic()
+    labels = torch.arange(n) % len(system.contract.classes or (1,))
+    cond = {system.condition: labels} if system.condition else None
+    samples = system.sample(n, cond=cond, sampler=sampler, noise=Noise(seed), progress=progress)
+    seconds = time.monotonic() - start
+    samples = as_data(system, samples)
+    real = reference.batch(np.arange(len(reference)))["x"]
+    chosen = Noise(seed).permutation(len(training), stream="evaluate")[:n]
+    trained = training.batch(chosen)["x"]
+    features = {name: extractor(x) for name, x in {"real": real, "sample": samples, "training": trained}.items()}
+    records = [Record("sampling", n / seconds, n, "none", seed, seconds, note="samples per second")]
+
+    def record(metric: str, value: float, begun: float, **more: object) -> None:
+        records.append(Record(metric, float(value), n, extractor.name, seed, time.monotonic() - begun, **more))  # type: ignore[arg-type]
+
+    for name, label in (("sample", ""), ("training", " (training data)")):
+        begun = time.monotonic()
+        record(f"frechet_distance{label}", metrics.frechet_distance(features[name], features["real"]), begun)
+        begun = time.monotonic()
+        size = min(n, len(real), 1000)
+        kernel = metrics.kernel_distance(features[name], features["real"], size=size, seed=seed)
+        interval = (kernel.value - 2 * kernel.standard_error, kernel.value + 2 * kernel.standard_error)
+        record(f"kernel_distance{label}", kernel.value, begun, interval=interval)
+        begun = time.monotonic()
+        quality = metrics.precision_recall(features["real"], features[name])
+        record(f"precision{label}", quality.precision, begun)
+        record(f"recall{label}", quality.recall, begun)
+    begun = time.monotonic()
+    everything = training.batch(np.arange(len(training)))["x"].flatten(1)
+    memory = metrics.nearest_neighbour(samples.flatten(1), everything, real.flatten(1))
+    record("nearest_training_ratio", memory.median_ratio, begun, note=memory.verdict)
+    if system.condition == "label" and training.labels is not None and samples[0].numel() <= SVM_PIXELS:
+        begun = time.monotonic()
+        record("label_accuracy", _obedience(training, samples, labels), begun, note="support-vector machine on training pixels")
+    return records
+
+
+def as_data(system: System, samples: Tensor) -> Tensor:
+    """Samples as the data are: rounded to their grey levels if they have any."""
+    if system.contract.levels is None:
+        return samples
+    return torch.from_numpy(system.contract.quantise(samples).astype(np.float32))
+
+
+def _obedience(training: ImageData, samples: Tensor, asked: Tensor) -> float:
+    from sklearn.svm import SVC
+
+    rows = np.arange(min(len(training), 10_000))
+    machine = SVC(gamma="scale").fit(training.batch(rows)["x"].flatten(1).numpy(), training.require_labels()[rows])
+    return float((machine.predict(samples.flatten(1).numpy()) == asked.numpy()).mean())
+
+
+def likelihood(
+    system: System, training: ImageData, held: ImageData, *, n: int = 1000, draws: int = 20, seed: int = 0, progress: bool = False
+) -> list[Record]:
+    """The bound on -log P of held-out data, in bits/dim if the data declare grey levels and else in nats/dim, with standard
+    error, beside that of a Gaussian with full covariance fitted to the training data (uniform dequantisation)."""
+    begun = time.monotonic()
+    batch = held.batch(np.arange(min(n, len(held))))
+    cond = {"label": batch["label"].to(system.device)} if system.condition == "label" else None
+    unit, name = (math.log(2), "bits_per_dim") if system.contract.levels is not None else (1.0, "nats_per_dim")
+    result = system.bound(batch["x"], Noise(seed), cond=cond, samples=draws, progress=progress)
+    value, error = result.per_dimension(unit)
+    scale = result.dimensions * unit
+    parts = ", ".join(f"{part} {float(getattr(result, part).mean()) / scale:.4f}" for part in ("prior", "steps", "decoder"))
+    count = len(batch["x"])
+    note = f"upper bound; {parts}; {result.calls} calls per datum"
+    records = [Record(name, value, count, "none", seed, time.monotonic() - begun, (value - 2 * error, value + 2 * error), note)]
+    if system.contract.levels is not None:
+        begun = time.monotonic()
+        rows = np.arange(min(len(training), 20_000))
+        baseline = gaussian_bits_per_dim(training.batch(rows)["x"], batch["x"], Noise(seed))
+        text = f"full covariance, ridge {RIDGE:g}, uniform dequantisation"
+        records.append(Record("bits_per_dim (Gaussian)", baseline, count, "none", seed, time.monotonic() - begun, note=text))
+    return records
+
+
+def gaussian_bits_per_dim(training: Tensor, held: Tensor, noise: Noise, *, draws: int = 10) -> float:
+    """-log2 of a Gaussian's density per number, for data on whole grey levels with uniform noise in [0, 1) added.
+
+    The covariance is that of the dequantised training data, its sample covariance + 1/12 + `RIDGE` on the diagonal.
+    """
+    train, test = training.flatten(1).double(), held.flatten(1).double()
+    covariance = torch.atleast_2d(torch.cov(train.T)) + (1 / 12 + RIDGE) * torch.eye(train.shape[1], dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(train.mean(0) + 0.5, covariance)
+    total = torch.stack(
+        [law.log_prob(test + noise.uniform(test.shape, stream="dequantise", step=k)).mean() for k in range(draws)]
+    )
+    return float(-total.mean() / (test.shape[1] * math.log(2)))
+
+
+def draw_figures(out: Path, system: System, held: ImageData, *, seed: int = 0) -> None:
+    """samples.png, strip.png and loss.png of a model directory."""
+    classes = len(system.contract.classes or ())
+    n = 10 * min(classes, 10) if system.condition else 64
+    cond = {system.condition: [i % classes for i in range(n)]} if system.condition else None
+    figures.image_grid(
+        system.sample(n, cond=cond, noise=Noise(seed)),
+        system.contract,
+        out / "samples.png",
+        columns=10 if system.condition else 8,
+    )
+    shown = held.batch(np.arange(4))["x"]
+    rows = {system.condition: [i % classes for i in range(4)]} if system.condition else None
+    figures.strip(system, shown, out / "strip.png", cond=rows, seed=seed)
+    rows_of_log = read_log(out)
+    if rows_of_log:
+        figures.loss_curve(rows_of_log, out / "loss.png")
+
+
+def write_card(out: Path, recipe: Recipe, system: System, records: list[Record]) -> None:
+    """card.md: what the model is, what it was trained on, its figures and its measured numbers."""
+    contract = system.contract
+    parameters = sum(p.numel() for p in system.net.parameters())
+    process = system.denoiser.process
+    plan = system.plan
+    lines = [
+        f"# {out.name}",
+        "",
+        recipe.description or "A diffusion model trained with Ornstein.",
+        "",
+        f"- data: {recipe.data.source}, shape {contract.shape}, range {contract.low} … {contract.high}, "
+        f"{len(contract.classes)} classes"
+        if contract.classes
+        else f"- data: {recipe.data.source}, shape {contract.shape}",
+        f"- process: {recipe.process.name}, predicts {recipe.predicts}, sigma_data {system.denoiser.sigma_data:.4g}, "
+        f"terminal gap {process.terminal_gap(std=contract.std):.2e} nats/dim",
+        f"- network: {recipe.net.name}, {parameters:,} parameters",
+        f"- default sampler: {plan.name if plan else 'default'}, {plan.calls if plan else 50} calls",
+        "",
+        "![samples](samples.png)",
+        "",
+        "Upper half: data on their way to noise. Lower half: samples on their way back.",
+        "",
+        "![strip](strip.png)",
+        "",
+        "![loss](loss.png)",
+        "",
+        "```",
+        metrics.table(records) if records else "not measured yet: ornstein evaluate",
+        "```",
+        "",
+    ]
+    with write_atomic(out / model.CARD) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
