@@ -266,10 +266,9 @@ def test_the_gap_of_the_posterior_variance_is_the_sum_over_steps(variance: float
         before, noise_before = alpha2, noise
         alpha2, noise = alpha2 * (1 - beta), (1 - beta) * noise + beta
         left = variance * noise / (alpha2 * variance + noise)  # Var[x0|x_k]
-        small = beta * noise_before / noise if k else beta  # the last step, where β̃ = 0, takes the jump's variance
-        ratio = (beta * noise_before / noise + before * (beta / noise) ** 2 * left) / small
-        if k == 0:
-            ratio = left / beta
+        tilde = beta * noise_before / noise
+        # the last step, where β̃ = 0, takes the variance of the jump
+        ratio = (tilde + before * (beta / noise) ** 2 * left) / tilde if k else left / beta
         exact += 0.5 * (ratio - 1 - math.log(ratio))
     assert gap == pytest.approx(exact, rel=1e-9)
 

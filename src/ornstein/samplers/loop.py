@@ -99,7 +99,9 @@ def sample(
             done.append(run(denoiser, plan, x, noise=noise, cond=part, first=first + offset, after=after, ticks=ticks))
         for _ in ticks:  # let the bar close
             pass
-    return torch.cat(done) if done else torch.empty(tuple(shape or start.shape))  # type: ignore[union-attr]
+    if done:
+        return torch.cat(done)
+    return start.to(device) if start is not None else torch.empty(tuple(shape), dtype=dtype, device=device)  # type: ignore[arg-type]
 
 
 def run(

@@ -127,7 +127,7 @@ class Plan:
 def _row(content: dict) -> Row:
     fields = dict(content)
     for name in ("b", "prior"):
-        fields[name] = tuple((int(j), float(w)) for j, w in fields.get(name, ()))
+        fields[name] = tuple((_lag(j), float(w)) for j, w in fields.get(name, ()))
     if fields.get("log_variances") is not None:
         low, high = fields["log_variances"]
         fields["log_variances"] = (float(low), float(high))
@@ -135,6 +135,12 @@ def _row(content: dict) -> Row:
         if name in fields and not isinstance(fields[name], int | float):
             raise TypeError(f"{name}={fields[name]!r} is not a number")
     return Row(**fields)
+
+
+def _lag(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"lag {value!r} is not a whole number")
+    return value
 
 
 def _line(on_x: float, terms: Terms, noise: str) -> str:

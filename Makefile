@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/digits
+DATA ?= ../shared/data
+
+.PHONY: demo test check bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.'
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: .venv/installed  ## train the class-conditional digits, draw them, measure them
+	rm -rf $(DEMO)
+	$(BIN)/ornstein train digits --out $(DEMO)
+	$(BIN)/ornstein evaluate $(DEMO)
+	@echo "open $(DEMO)/card.md, $(DEMO)/samples.png, $(DEMO)/strip.png"
+
+test: .venv/installed-test  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: .venv/installed-test  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/classifier.py --data $(DATA)/mnist --out runs/classifiers
+	$(BIN)/python benchmarks/row.py
+	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/mnist.py --data $(DATA)/mnist --classifiers runs/classifiers --out runs/mnist-bench
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
