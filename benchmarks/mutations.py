@@ -35,68 +35,91 @@ class Mutation:
 
 MUTATIONS = (
     Mutation("sample index ignored", "noise.py", "counter=first * blocks", "counter=0", "test_noise.py"),
-    Mutation("dropped square root of the radius", "noise.py", "        np.sqrt(radius, out=radius)\n", "", "test_noise.py"),
-    Mutation("stream left out of the key", "noise.py", "{self.seed}/{stream}/{step}", "{self.seed}/{step}", "test_noise.py"),
-    Mutation("bridge variance doubled", "noise.py", "math.sqrt(width) / 2 * z", "math.sqrt(width / 2) * z", "test_noise.py"),
+    Mutation("dropped square root of the radius", "noise.py",
+             "        np.sqrt(radius, out=radius)\n", "", "test_noise.py"),
+    Mutation("stream left out of the key", "noise.py",
+             "{self.seed}/{stream}/{step}", "{self.seed}/{step}", "test_noise.py"),
+    Mutation("bridge variance doubled", "noise.py",
+             "math.sqrt(width) / 2 * z", "math.sqrt(width / 2) * z", "test_noise.py"),
     Mutation("sign in g²", "process/gaussian.py", "slope_variance - 2 * f", "slope_variance + 2 * f", "process"),
-    Mutation("variance for standard deviation", "process/gaussian.py", "sigma = variance.sqrt()", "sigma = variance", "process"),
+    Mutation("variance for standard deviation", "process/gaussian.py",
+             "sigma = variance.sqrt()", "sigma = variance", "process"),
     Mutation("posterior with sigma_t", "process/gaussian.py", "sigma_s**2 * lost,", "sigma_t**2 * lost,", "process"),
-    Mutation("signal lost without the square", "process/gaussian.py", "-torch.expm1(2 * (self", "-torch.expm1((self", "process"),
-    Mutation("sign in the divergence", "process/gaussian.py", "excess - torch.log1p", "excess + torch.log1p", "process"),
-    Mutation("sub-VP with a square root", "process/continuous.py", "return alpha, variance**2", "return alpha, variance", "process"),
-    Mutation("chain one level off", "process/chain.py", "self._log_alpha2[nearest.long()]", "self._log_alpha2[nearest.long() - 1]",
+    Mutation("signal lost without the square", "process/gaussian.py",
+             "-torch.expm1(2 * (self", "-torch.expm1((self", "process"),
+    Mutation("sign in the divergence", "process/gaussian.py",
+             "excess - torch.log1p", "excess + torch.log1p", "process"),
+    Mutation("sub-VP with a square root", "process/continuous.py",
+             "return alpha, variance**2", "return alpha, variance", "process"),
+    Mutation("chain one level off", "process/chain.py",
+             "self._log_alpha2[nearest.long()]", "self._log_alpha2[nearest.long() - 1]",
              "process"),
     Mutation("sign of eps", "denoiser.py", '"eps": lambda a, s, d, process, t: (1 / a, -s / a)',
              '"eps": lambda a, s, d, process, t: (1 / a, s / a)', "test_denoiser.py"),
-    Mutation("v without its norm", "denoiser.py", "-s / (a**2 + s**2).sqrt()),\n    \"edm\"", "-s / (a**2 + s**2)),\n    \"edm\"",
+    Mutation("v without its norm", "denoiser.py",
+             "-s / (a**2 + s**2).sqrt()),\n    \"edm\"", "-s / (a**2 + s**2)),\n    \"edm\"",
              "test_denoiser.py"),
     Mutation("score view with sigma", "denoiser.py", '"score": lambda a, s: (-1 / s**2, a / s**2)',
              '"score": lambda a, s: (-1 / s, a / s)', "test_denoiser.py"),
     Mutation("c_in without sigma_data", "denoiser.py", "(alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()",
              "(alpha**2 + sigma**2).rsqrt()", "test_denoiser.py"),
-    Mutation("learned fraction not shifted", "denoiser.py", "fraction.to(x_t.dtype) + 1) / 2", "fraction.to(x_t.dtype)) / 2",
+    Mutation("learned fraction not shifted", "denoiser.py",
+             "fraction.to(x_t.dtype) + 1) / 2", "fraction.to(x_t.dtype)) / 2",
              "test_denoiser.py"),
-    Mutation("mean of the mixture not scaled", "testing.py", "x_t - alpha * (pulled @", "x_t - (pulled @", "test_oracles.py"),
-    Mutation("bound without the uncertainty", "testing.py", "+ uncertain / (2 * tau)).sum(-1)", ").sum(-1)", "test_oracles.py"),
+    Mutation("mean of the mixture not scaled", "testing.py",
+             "x_t - alpha * (pulled @", "x_t - (pulled @", "test_oracles.py"),
+    Mutation("bound without the uncertainty", "testing.py",
+             "+ uncertain / (2 * tau)).sum(-1)", ").sum(-1)", "test_oracles.py"),
     Mutation("karras without the power", "grid.py", "** rho\n", "\n", "test_grid.py"),
     Mutation("DDIM without eta²", "samplers/onestep.py", "eta**2 * float", "eta * float", "samplers"),
-    Mutation("DDIM with the variance as its std", "samplers/onestep.py", "ratio),), math.sqrt(variance)))", "ratio),), variance))",
+    Mutation("DDIM with the variance as its std", "samplers/onestep.py",
+             "ratio),), math.sqrt(variance)))", "ratio),), variance))",
              "samplers"),
     Mutation("Euler-Maruyama, sign of the drift", "samplers/onestep.py", "1 - h * f", "1 + h * f", "samplers"),
     Mutation("Euler-Maruyama, h for sqrt(h)", "samplers/onestep.py", "g * math.sqrt(h)", "g * h", "samplers"),
-    Mutation("Heun without its second slope", "samplers/singlestep.py", "((0, step / 2), (1, step / 2))", "((0, 0.0), (1, step))",
+    Mutation("Heun without its second slope", "samplers/singlestep.py",
+             "((0, step / 2), (1, step / 2))", "((0, 0.0), (1, step))",
              "samplers"),
-    Mutation("churn without S_noise", "samplers/singlestep.py", "math.sqrt(raised) * noise_scale", "math.sqrt(raised)", "samplers"),
+    Mutation("churn without S_noise", "samplers/singlestep.py",
+             "math.sqrt(raised) * noise_scale", "math.sqrt(raised)", "samplers"),
     Mutation("2M, wrong lag", "samplers/multistep.py", "0.5 * h / previous", "0.5 * previous / h", "samplers"),
     Mutation("one call too many", "samplers/singlestep.py", "(calls + 1) // 2", "(calls + 2) // 2", "samplers"),
     Mutation("loop, lag one off", "samplers/loop.py", "[(w, history[j]) for j, w in row.b]",
              "[(w, history[max(j - 1, 0)]) for j, w in row.b]", "samplers"),
-    Mutation("loop, chunk forgets its first sample", "samplers/loop.py", "cond=part, first=first + offset", "cond=part, first=first",
+    Mutation("loop, chunk forgets its first sample", "samplers/loop.py",
+             "cond=part, first=first + offset", "cond=part, first=first",
              "samplers"),
-    Mutation("learned std without the half", "samplers/loop.py", "torch.exp(0.5 * (low", "torch.exp((low", "samplers"),
+    Mutation("learned std without the half", "samplers/loop.py",
+             "torch.exp(0.5 * (low", "torch.exp((low", "samplers"),
 )  # fmt: skip
 
 LOSSES = (
-    Mutation("bound weight without the square", "losses/denoising.py", "q.on_x0**2 / (2 * variance)", "q.on_x0 / (2 * variance)",
+    Mutation("bound weight without the square", "losses/denoising.py",
+             "q.on_x0**2 / (2 * variance)", "q.on_x0 / (2 * variance)",
              "losses"),
-    Mutation("target, sign of eps", "losses/denoising.py", "/ p.out, -p.skip * p.sigma / p.out", "/ p.out, p.skip * p.sigma / p.out",
+    Mutation("target, sign of eps", "losses/denoising.py",
+             "/ p.out, -p.skip * p.sigma / p.out", "/ p.out, p.skip * p.sigma / p.out",
              "losses"),
     Mutation("mean not detached", "losses/denoising.py", "prediction.x0.detach()", "prediction.x0", "losses"),
-    Mutation("decoder bins of half a level", "losses/bound.py", "(x0 - mean + self.width / 2) / std", "(x0 - mean) / std", "losses"),
+    Mutation("decoder bins of half a level", "losses/bound.py",
+             "(x0 - mean + self.width / 2) / std", "(x0 - mean) / std", "losses"),
     Mutation("step term without its half", "losses/bound.py", "0.5 * mean_gap**2", "mean_gap**2", "losses"),
-    Mutation("loss-aware weight upside down", "losses/times.py", "1 / (self.bins * p[b])", "self.bins * p[b]", "losses"),
+    Mutation("loss-aware weight upside down", "losses/times.py",
+             "1 / (self.bins * p[b])", "self.bins * p[b]", "losses"),
 )  # fmt: skip
 
 
 def run_tests(tree: Path, tests: str) -> tuple[bool, float, str]:
-    """Whether `tests` pass in `tree`, the seconds they took, and the last line of pytest."""
+    """Whether `tests` pass in `tree`, the seconds they took, and the line of pytest that says most."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", f"tests/{tests}", "-x", "-q", "--no-header", "-p", "no:cacheprovider", "--tb=no"]
     begun = time.monotonic()
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):  # 1: tests failed; anything else says nothing about the mutation
         raise RuntimeError(f"pytest tests/{tests} ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}")
-    return done.returncode == 0, time.monotonic() - begun, (done.stdout.strip().splitlines() or [""])[-1]
+    lines = done.stdout.strip().splitlines() or [""]
+    telling = next((line for line in lines if line.startswith("FAILED")), lines[-1])
+    return done.returncode == 0, time.monotonic() - begun, telling
 
 
 def copy_tree(target: Path) -> None:
@@ -136,7 +159,8 @@ def main() -> int:
             finally:
                 path.write_text(original)
             records.append({**asdict(mutation), "caught": not passed, "seconds": round(seconds, 1)})
-            print(f"{'MISSED' if passed else 'caught'}  {mutation.name:<38} {mutation.file:<24} {seconds:5.1f} s  {line}", flush=True)
+            verdict = "MISSED" if passed else "caught"
+            print(f"{verdict}  {mutation.name:<38} {mutation.file:<24} {seconds:5.1f} s  {line}", flush=True)
     missed = [record["name"] for record in records if not record["caught"]]
     summary = json.dumps({"mutations": len(records), "caught": len(records) - len(missed), "missed": missed, "records": records})
     print(summary)

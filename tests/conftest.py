@@ -28,3 +28,13 @@ def shared() -> Path:
         warnings.warn(f"shared data {path} is absent: a real-data test does not run", stacklevel=2)
         pytest.skip(f"{path} is absent; set ORNSTEIN_SHARED")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny class-conditional model, trained for thirty steps; copy it before changing it."""
+    import tiny
+
+    out = tmp_path_factory.mktemp("tiny") / "model"
+    tiny.trained(tiny.recipe(), out)
+    return out

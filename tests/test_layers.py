@@ -17,7 +17,7 @@ LAYERS = [
     {"system", "contract", "config"},
     {"vector", "image", "sequence", "video", "field", "text"},
     {"train", "verify", "figures", "model", "evaluate"},
-    {"cli", "lab"},
+    {"cli", "lab", "__main__"},
 ]
 MODALITIES = LAYERS[6]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input. Heavy imports wait un
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -38,7 +39,7 @@ def train(
     max_time: str | None = None,
     device: str = "auto",
     precision: Literal["float32", "bf16", "fp16"] | None = None,
-    strategy: str = "auto",
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
     nodes: int = 1,
     quiet: bool = False,
 ) -> None:
@@ -83,7 +84,8 @@ def train(
     else:
         chosen = config.load_recipe(recipe) if recipe is not None else config.Recipe()
     target = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(data).rstrip("/")).stem or "model")
-    changes = [f"data.source={data}"] if data is not None else []
+    # quoted: a folder may be called 2024 or yes, which YAML would not take for a name
+    changes = [f"data.source={json.dumps(data)}"] if data is not None else []
     if max_time is not None:
         changes.append(f"train.minutes={_minutes(max_time)}")
     if precision is not None:
@@ -167,8 +169,8 @@ def sample(
 
     if out.suffix not in (".png", ".npz"):
         raise InputError(f"--out {str(out)!r} must end in .png or .npz")
-    if number < 1:
-        raise InputError(f"-n {number} must be at least 1")
+    _at_least("-n", number)
+    _at_least("--batch", batch)
     system = model.load(directory, device=device)
     plan = _plan(directory, system, sampler, calls, grid)
     conditions = _conditions(cond, number)
@@ -231,6 +233,7 @@ def evaluate(
     from ornstein.evaluate import evaluate as measure
     from ornstein.evaluate import likelihood, write_card
 
+    _at_least("-n", number)
     system = model.load(directory, device=device)
     recipe = model.read_recipe(directory)
     training, reference = _references(recipe, system, data)
@@ -277,6 +280,8 @@ def nll(
     from ornstein import metrics, model
     from ornstein.evaluate import likelihood
 
+    _at_least("-n", number, 2)
+    _at_least("--draws", draws)
     system = model.load(directory, device=device)
     training, reference = _references(model.read_recipe(directory), system, data)
     print(metrics.table(likelihood(system, training, reference, n=number, draws=draws, seed=seed, progress=not quiet)))
@@ -326,7 +331,7 @@ def list_() -> None:
 def main() -> None:
     """Run the command line; exit with 0, 1 or 2."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(re.sub(r"\s+", " ", str(error)), 2)
     except KeyboardInterrupt:
@@ -361,6 +366,13 @@ def _needed(value: Path | None, name: str, why: str) -> Path:
     if value is None:
         raise InputError(f"{name} is missing: {why}")
     return value
+
+
+def _at_least(name: str, value: int | None, least: int = 1) -> None:
+    from ornstein.files import InputError
+
+    if value is not None and value < least:
+        raise InputError(f"{name} {value} must be at least {least}")
 
 
 def _automatic(recipe: Recipe, data: ImageData, settings: list[str]) -> Recipe:
@@ -398,8 +410,7 @@ def _plan(directory: Path, system: System, sampler: str | None, calls: int | Non
             raise InputError("--calls and --grid do not go with a plan's file, which fixes both")
         return Plan.load(sampler)
     default = model.read_recipe(directory).sampler
-    if calls is not None and calls < 1:
-        raise InputError(f"--calls {calls} must be at least 1")
+    _at_least("--calls", calls)
     own = sampler is None or sampler == default.name
     changed = config.SamplerConfig(
         name=sampler or default.name,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ornstein.files import InputError, read_yaml
+from ornstein.files import EXPONENT, InputError, read_yaml
 
 FORMAT = 1
 Scalar = bool | int | float | str | None
@@ -166,8 +166,8 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
     """The recipe with `a.b=value` settings applied; values are read as YAML. InputError for an unknown key."""
     import yaml
 
-    content = recipe.model_dump()
     for setting in settings:
+        content = recipe.model_dump()
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set {setting!r} has no '='; write --set train.steps=2000")
@@ -178,10 +178,11 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
         if not isinstance(place, dict) or (last not in place and (not path or path[-1] != "options")):
             raise InputError(f"--set {setting!r}: {key!r} is not a key of a recipe; see `ornstein info` or recipes/*.yaml")
         try:
-            place[last] = yaml.safe_load(text)
+            place[last] = float(text) if EXPONENT.fullmatch(text.strip()) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"--set {setting!r}: {text!r} is not a YAML value") from error
-    return parse(content, "--set")
+        recipe = parse(content, "--set")
+    return recipe
 
 
 def dump(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein import figures, metrics, model
 from ornstein.config import DataConfig, Recipe
-from ornstein.files import write_atomic
+from ornstein.files import InputError, write_atomic
 from ornstein.image.data import ImageData, load_images
 from ornstein.metrics import Extractor, Record
 from ornstein.noise import Noise
@@ -44,6 +44,8 @@ def divide(config: DataConfig, data: ImageData) -> tuple[ImageData, ImageData | 
     """(training part, held-out part) as a recipe says: the last `held_out_last` data, or a random share."""
     if config.held_out_last:
         cut = len(data) - config.held_out_last
+        if cut < 2:
+            raise InputError(f"data.held_out_last={config.held_out_last} leaves none of {len(data)} data to train on; lower it")
         training = data.take(np.arange(cut)).refit()
         return training, data.take(np.arange(cut, len(data))).with_contract(training.contract)
     if config.held_out == 0:

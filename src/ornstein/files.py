@@ -29,7 +29,8 @@ RESUME = "resume"
 
 _PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill"}
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""Numbers like 1e-4, which YAML 1.1 takes for strings."""
 # Protocols 0 and 1 are text: an opcode, then a dotted module name, a newline and an attribute; or a marked empty container.
 _TEXT_PICKLE = re.compile(rb"\(?c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n|\([dlti]p0?\n|[\]}\)][qr(]")
 
@@ -177,7 +178,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
                     fail(key_node, f"key {key!r} is given twice; remove one")
                 result[key] = build(value_node)
             return result
-        if node.style is None and node.tag.endswith(":str") and _FLOAT.fullmatch(node.value):
+        if node.style is None and node.tag.endswith(":str") and EXPONENT.fullmatch(node.value):
             return float(node.value)
         try:
             return constructor.construct_object(node)

@@ -90,11 +90,22 @@ def load(directory: str | Path, *, device: torch.device | str | None = None, pro
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"{where}: {name!r} holds NaN or infinity; train again, or resume from an earlier state")
     system.net.load_state_dict(weights)
-    system.net.to(device)
+    if device is not None:
+        system.net.to(usable(device))
     system.net.requires_grad_(False).eval()
     if recipe.train.channels_last:
         arrange(system)
     return system
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, after a tensor was put there; InputError if this machine, or this build of torch, has none such."""
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+    return chosen
 
 
 def arrange(system: System) -> None:

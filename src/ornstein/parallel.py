@@ -39,11 +39,11 @@ class Share:
 
 @contextmanager
 def shares(n: int) -> Iterator[Share]:
-    """This process's share of n samples; one process without torchrun, a gloo group with it."""
+    """This process's share of n samples; one process without torchrun, a gloo group with it (one that exists is used)."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     width = -(-n // world)
     share = Share(n, min(rank * width, n), _count(n, rank, world), rank, world)
-    if world == 1:
+    if world == 1 or torch.distributed.is_initialized():
         yield share
         return
     torch.distributed.init_process_group("gloo")

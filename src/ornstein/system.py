@@ -96,7 +96,7 @@ class System:
             noise=noise,
             cond=self.conditions(cond, n),
             first=first,
-            batch_size=batch_size or CHUNK,
+            batch_size=CHUNK if batch_size is None else batch_size,
             after=after,
             device=self.device,
             progress=progress,

@@ -101,6 +101,8 @@ def _loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_da
             "loss",
         )
     )
+    if config.times == "discrete" and not isinstance(process, processes.Chain):
+        raise InputError(f"loss.times='discrete' needs process: {{name: chain}}, not {recipe.process.name}; use 'uniform'")
     if config.hybrid and not (recipe.learned_variance and isinstance(process, processes.Chain)):
         raise InputError(f"loss.hybrid={config.hybrid} needs learned_variance: true and process: {{name: chain}}; set it to 0")
     quantised = contract.levels is not None and contract.bounds is not None

@@ -28,7 +28,7 @@ COLUMNS = ("step", "loss", "validation", "learning_rate", "data_per_second", "se
 
 
 class EMA(WeightAveraging):
-    """Lightning's weight averaging with decay min(ema, (1 + k)/(10 + k)) after step k, so that early weights are forgotten."""
+    """Lightning's weight averaging with decay min(ema, (1 + k)/(10 + k)) at step k + 1, so that early weights are forgotten."""
 
     def __init__(self, decay: float) -> None:
         def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +27,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ornstein import model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
-from ornstein.files import InputError
-from ornstein.losses import LossAware
+from ornstein.files import InputError, inside, read_json
+from ornstein.losses import LossAware, Times
 from ornstein.noise import Noise
+from ornstein.process import Chain
 from ornstein.system import System
 from ornstein.train.callbacks import EMA, STATE, Keeper, Progress
 
@@ -113,6 +115,10 @@ class Module(lightning.LightningModule):
         self.system, self.config = system, config
         self.denoiser = system.denoiser
         self.noise = Noise(config.seed)
+        # held-out data are judged at the same times always, and teach the loss-aware sampler nothing
+        even = Times("discrete" if isinstance(system.denoiser.process, Chain) else "uniform")
+        aware = isinstance(system.loss_function.times, LossAware)
+        self.judge = replace(system, loss_function=replace(system.loss_function, times=even)) if aware else system
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in system.net.modules())
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
@@ -134,13 +140,14 @@ class Module(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """The loss of held-out data, with the same times and noise every time."""
-        losses = self.system.loss(batch, Noise(self.config.seed + 1), step=0, first=int(batch["first"]), total=VALIDATION_DATA)
+        losses = self.judge.loss(batch, Noise(self.config.seed + 1), step=0, first=int(batch["first"]), total=VALIDATION_DATA)
         self.log("validation", losses.mean(), sync_dist=self.trainer.world_size > 1, batch_size=len(losses), logger=False)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with linear warm-up, then constant or cosine to zero."""
         config = self.config
-        fused = self.device.type in ("cpu", "cuda")
+        # gradients under fp16's loss scale are clipped after unscaling, which a fused step would do too late
+        fused = self.device.type in ("cpu", "cuda") and config.precision != "fp16"
         optimizer = torch.optim.AdamW(
             self.denoiser.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
@@ -193,6 +200,14 @@ def train(
     state = out / model.RESUME / STATE
     if resume and not state.exists():
         raise InputError(f"--resume: {str(out)!r} holds no training state ({model.RESUME}/{STATE}); start without --resume")
+    if resume:
+        _check_state(state)
+    if resume and (out / model.WEIGHTS).exists():
+        _check_same(recipe, contract, out)
+    if device not in ("auto", "cpu"):
+        model.usable(device)
+    if config.precision == "fp16" and not (torch.cuda.is_available() and device in ("auto", "cuda")):
+        raise InputError("train.precision='fp16' needs a CUDA device; use bf16 or float32")
     system = model.build(recipe, contract)
     if init is not None:
         _start_from(system, init)
@@ -203,33 +218,33 @@ def train(
     module, ema = Module(system, config), EMA(config.ema)
     keeper = Keeper(recipe, out, ema)
     out.mkdir(parents=True, exist_ok=True)
-    trainer = lightning.Trainer(
-        max_steps=config.steps,
-        max_epochs=-1,
-        accelerator={"cuda": "gpu"}.get(device, device),
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 or device in ("cpu", "auto") else 1,
-        num_nodes=nodes,
-        strategy=("ddp" if strategy == "auto" else strategy) if world > 1 else "auto",
-        precision=PRECISIONS[config.precision],
-        gradient_clip_val=config.clip_norm or None,
-        accumulate_grad_batches=config.accumulate,
-        # the state that is kept must hold this step's average: ema comes first
-        callbacks=[ema, keeper, Progress(config, out, enabled=progress)],
-        logger=TensorBoardLogger(out, name="logs", version=""),
-        log_every_n_steps=10,
-        val_check_interval=config.validate_every * config.accumulate if held_out is not None else None,
-        limit_val_batches=1.0 if held_out is not None else 0,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=out,
-    )
-    shares = Shares(Order(len(data), config.batch, Noise(config.seed)), config.accumulate, trainer)
-    loader = DataLoader(Reader(data), sampler=shares, batch_size=None, num_workers=config.workers)
     with _quiet():
+        trainer = lightning.Trainer(
+            max_steps=config.steps,
+            max_epochs=-1,
+            accelerator={"cuda": "gpu"}.get(device, device),
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 or device in ("cpu", "auto") else 1,
+            num_nodes=nodes,
+            strategy=("ddp" if strategy == "auto" else strategy) if world > 1 else "auto",
+            precision=PRECISIONS[config.precision],
+            gradient_clip_val=config.clip_norm or None,
+            accumulate_grad_batches=config.accumulate,
+            # the state that is kept must hold this step's average: ema comes first
+            callbacks=[ema, keeper, Progress(config, out, enabled=progress)],
+            logger=TensorBoardLogger(out, name="logs", version=""),
+            log_every_n_steps=10,
+            val_check_interval=config.validate_every * config.accumulate if held_out is not None else None,
+            limit_val_batches=1.0 if held_out is not None else 0,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=out,
+        )
+        shares = Shares(Order(len(data), config.batch, Noise(config.seed)), config.accumulate, trainer)
+        loader = DataLoader(Reader(data), sampler=shares, batch_size=None, num_workers=config.workers)
         trainer.fit(
             module,
             loader,
@@ -250,7 +265,7 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            warnings.filterwarnings("ignore", message=".*(lr_scheduler.step|isinstance.treespec, LeafSpec).*")
             yield
     finally:
         for name, level in levels.items():
@@ -269,6 +284,25 @@ class _Held(Sampler[Share]):
 
     def __len__(self) -> int:
         return len(range(128 * self.trainer.global_rank, self.n, 128 * self.trainer.world_size))
+
+
+def _check_state(path: Path) -> None:
+    """InputError for a training state that is truncated, or that holds more than tensors and plain values."""
+    try:
+        torch.load(path, weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"--resume: {str(path)!r} is damaged or no training state; start again, or use --init") from error
+
+
+def _check_same(recipe: Recipe, contract: Contract, out: Path) -> None:
+    """InputError if the run in `out` is of another system or of other data: its state would not fit, or not mean the same."""
+    before = model.read_recipe(out)
+    for name in ("condition", "process", "predicts", "learned_variance", "sigma_data", "net"):
+        old, new = getattr(before, name), getattr(recipe, name)
+        if old != new:
+            raise InputError(f"--resume: {name} is {new} here, was {old} in {str(out)!r}; use the same, or --init for a new run")
+    if Contract.from_json(read_json(inside(out, model.DATA))) != contract:
+        raise InputError(f"--resume: the data are not those of {str(out)!r} ({model.DATA} differs); use the same data, or --init")
 
 
 def _start_from(system: System, directory: str | Path) -> None:
