@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -72,11 +73,13 @@ def draw_ours(n: int, out: Path) -> dict[str, object]:
 
 
 def run_peer(python: Path, data: Path, minutes: float, n: int, out: Path) -> dict[str, object]:
-    """Train the peer and draw its samples; wall time and memory, beside the figures it reports itself."""
+    """Train the peer and draw its samples; the figures it reports itself, and its process's wall time and memory."""
     script = Path(__file__).with_name("peer_diffusers.py")
     options: list[str | Path] = ["--data", data, "--minutes", f"{minutes:g}", "-n", str(n), "--calls", str(PEER_CALLS)]
     usage: Usage = watch([python, script, *options, "--out", out / PEER])
-    return {**asdict(usage), **figures_of(out / PEER)}
+    figures = {**figures_of(out / PEER), "process": asdict(usage)}
+    write_json((out / PEER).with_suffix(".json"), figures)
+    return figures
 
 
 def figures_of(samples: Path) -> dict[str, object]:
@@ -104,6 +107,15 @@ def checks(
     if trained is not None:
         result.append(Check("training memory, GiB", float(str(trained["peak_gib"])), MEMORY_GIB))
     return result
+
+
+def busy(*stages: dict[str, object] | None) -> bool:
+    """Whether other work ran beside a stage: a load average above what our own threads explain.
+
+    Small batches on two threads suffer most (the peer's steps were seen tens of times slower), so a comparison is void.
+    """
+    loads = [float(str(stage["load_after"])) for stage in stages if stage is not None]
+    return any(load > (os.cpu_count() or 1) + 1 for load in loads)
 
 
 def report(ours: list[Score], peer: list[Score], found: list[Check]) -> None:
@@ -140,7 +152,12 @@ def run(arguments: argparse.Namespace) -> None:
     peer = [] if arguments.skip_peer else score(read_samples(out / PEER), arguments.classifiers, arguments.data)
     found = checks(ours, peer, trained, drawn)
     report(ours, peer, found)
+    peer_process = peer_figures.get("process") if peer_figures is not None else None
+    crowded = busy(trained, drawn, peer_process if isinstance(peer_process, dict) else None)
+    if crowded:
+        print("VOID: other work ran on this machine meanwhile; run it again on a quiet one")
     record = {
+        "void": crowded,
         "minutes": arguments.minutes,
         "n": arguments.number,
         "machine": platform.processor() or platform.machine(),

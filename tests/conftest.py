@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "ornstein", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
 )
+# HYPOTHESIS_PROFILE=search looks for new counterexamples: other cases in every run
+settings.register_profile("search", parent=settings.get_profile("ornstein"), derandomize=False, max_examples=200, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ornstein"))
 
 # pytest-xdist runs one process per core: more threads within each would only fight for them

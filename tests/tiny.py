@@ -68,7 +68,8 @@ def state(out: Path) -> dict[str, object]:
 def command(*arguments: object, log: Path) -> ForkServerProcess:
     """`ornstein ARGUMENTS` in a process of its own with its output in `log`; heavy modules are imported once for all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny", "ornstein.cli", "sklearn.datasets", "matplotlib.figure"])
+    heavy = ["ornstein.cli", "ornstein.evaluate", "ornstein.train", "sklearn.datasets", "matplotlib.backends.backend_agg"]
+    context.set_forkserver_preload(heavy)
     process = context.Process(target=_main, args=([str(a) for a in arguments], log), daemon=True)
     process.start()
     return process

@@ -61,6 +61,7 @@ class Keeper(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock and take over Ctrl-C and SIGTERM: the first asks to stop, a second Ctrl-C ends at once."""
         self.begun = self.kept = self.pictured = time.monotonic()
+        self.seen_step = trainer.global_step  # a share of a step that is accumulated further is no place to save or stop
         if threading.current_thread() is not threading.main_thread():
             return
 

@@ -159,6 +159,15 @@ class Module(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradient's norm. Lightning refuses a fused optimiser under bf16 too, though only fp16 has a loss scale."""
+        if gradient_clip_val and self.config.precision == "bf16":
+            nn.utils.clip_grad_norm_(self.denoiser.net.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the loss-aware sampler's history: the only state that is not a function of (seed, step)."""
         if isinstance(self.system.loss_function.times, LossAware):
@@ -244,11 +253,13 @@ def train(
             default_root_dir=out,
         )
         shares = Shares(Order(len(data), config.batch, Noise(config.seed)), config.accumulate, trainer)
-        loader = DataLoader(Reader(data), sampler=shares, batch_size=None, num_workers=config.workers)
+        # a loader draws a seed for its workers, which do not use it, from the global generator unless it has its own
+        own = torch.Generator().manual_seed(config.seed)
+        loader = DataLoader(Reader(data), sampler=shares, batch_size=None, num_workers=config.workers, generator=own)
         trainer.fit(
             module,
             loader,
-            None if held_out is None else DataLoader(Reader(held_out), sampler=_Held(held_out, trainer), batch_size=None),
+            None if held_out is None else DataLoader(Reader(held_out), sampler=_Held(held_out, trainer), batch_size=None, generator=own),
             ckpt_path=state if resume else None,
             weights_only=True,
         )
