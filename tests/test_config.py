@@ -59,7 +59,9 @@ def test_settings_are_applied_in_order_and_leave_the_recipe_alone() -> None:
     assert before == config.Recipe()
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2.5E+1", 25.0), ("0.1", 0.1), ("3", 3), ("true", True), ("x", "x")])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("2.5E+1", 25.0), ("0.1", 0.1), ("3", 3), ("true", True), ("x", "x")]
+)
 def test_numbers_with_an_exponent_are_numbers(text: str, value: object) -> None:
     changed = config.override(config.Recipe(), [f"net.options.dropout={text}"]).net.options["dropout"]
     assert changed == value
@@ -67,7 +69,9 @@ def test_numbers_with_an_exponent_are_numbers(text: str, value: object) -> None:
 
 
 @given(steps=st.integers(1, 10**9), rate=st.floats(1e-9, 1.0), text=st.text(max_size=20), flip=st.booleans())
-def test_yaml_round_trip_of_any_recipe(tmp_path_factory: pytest.TempPathFactory, steps: int, rate: float, text: str, flip: bool) -> None:
+def test_yaml_round_trip_of_any_recipe(
+    tmp_path_factory: pytest.TempPathFactory, steps: int, rate: float, text: str, flip: bool
+) -> None:
     recipe = config.Recipe(
         description=text,
         data=config.DataConfig(flip=flip),

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import tiny
 from ornstein import cli, files, model
 from ornstein.files import InputError
 from ornstein.noise import Noise

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from ornstein import model, samplers
 from ornstein.denoiser import Clipped, DynamicThreshold
 from ornstein.files import InputError
@@ -76,7 +76,7 @@ def test_conditions_by_number_name_list_and_tensor(system: System) -> None:
 def test_classes_are_found_by_name_before_number(system: System) -> None:
     from dataclasses import replace
 
-    names = tuple("abcdefghi") + ("0",)
+    names = (*"abcdefghi", "0")
     named = replace(system, contract=replace(system.contract, classes=names))
     conditions = named.conditions({"label": ["a", "0", 0, "1"]}, 4)
     assert conditions is not None
@@ -187,6 +187,9 @@ def test_the_bound_is_a_number_of_bits_that_all_steps_confirm(system: System) ->
     sampled, error = some.per_dimension()
     assert math.log2(17) * 0.2 < bits < 20
     assert abs(sampled - bits) < 6 * max(error, 0.05)
-    parts = [system.bound(batch["x"][a : a + 4], Noise(0), cond={"label": batch["label"][a : a + 4]}, levels=40, first=a) for a in (0, 4)]
+    parts = [
+        system.bound(batch["x"][a : a + 4], Noise(0), cond={"label": batch["label"][a : a + 4]}, levels=40, first=a)
+        for a in (0, 4)
+    ]
     whole = system.bound(batch["x"], Noise(0), cond=cond, levels=40)
     assert torch.allclose(torch.cat([p.total for p in parts]), whole.total, rtol=1e-3)

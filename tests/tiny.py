@@ -47,9 +47,7 @@ def trained(chosen: Recipe, out: Path, *, resume: bool = False, init: Path | Non
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train(
-            chosen, training, held, training.contract, out, resume=resume, init=init, device="cpu", progress=False
-        )
+        return train(chosen, training, held, training.contract, out, resume=resume, init=init, device="cpu", progress=False)
     finally:
         torch.set_num_threads(threads)
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from ornstein.samplers import Plan
     from ornstein.system import System
 
-app = App(name="ornstein", help="Diffusion models for images, series, fields and vectors: train, sample, measure.")
+app = App(
+    name="ornstein",
+    help="Diffusion models for images, series, fields and vectors: train, sample, measure.",
+    suppress_keyboard_interrupt=False,
+)
 
 Set = Annotated[list[str] | None, Parameter(name="--set", help="Change a key of the recipe: a.b=value. May be repeated.")]
 Cond = Annotated[list[str] | None, Parameter(name="--cond", help="Condition, name=value: label=3. May be repeated.")]
@@ -438,7 +442,7 @@ def _conditions(pairs: list[str] | None, n: int) -> dict[str, list[str]] | None:
 
 def _references(recipe: Recipe, system: System, source: str | None) -> tuple[ImageData, ImageData]:
     """(training data, reference data), both under the model's contract."""
-    from ornstein.evaluate import divide, load_data
+    from ornstein.evaluate import divide, load_data, relabel
     from ornstein.files import InputError
 
     training, held = divide(recipe.data, load_data(recipe.data))
@@ -446,6 +450,8 @@ def _references(recipe: Recipe, system: System, source: str | None) -> tuple[Ima
         held = load_data(recipe.data, source)
     if held is None:
         raise InputError("the model was trained without held-out data; give --data")
+    if system.condition == "label":
+        held = relabel(held, system.contract)
     return training.with_contract(system.contract), held.with_contract(system.contract)
 
 

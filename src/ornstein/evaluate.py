@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ornstein import figures, metrics, model
 from ornstein.config import DataConfig, Recipe
+from ornstein.contract import Contract
 from ornstein.files import InputError, write_atomic
 from ornstein.image.data import ImageData, load_images
 from ornstein.metrics import Extractor, Record
@@ -51,6 +53,14 @@ def divide(config: DataConfig, data: ImageData) -> tuple[ImageData, ImageData | 
     if config.held_out == 0:
         return data, None
     return data.split(1 - config.held_out, config.seed)
+
+
+def relabel(data: ImageData, contract: Contract) -> ImageData:
+    """Data with their labels numbered as in `contract`, by class name; InputError for data without labels or with others."""
+    labels, own, names = data.require_labels(), data.contract.classes or (), contract.classes or ()
+    if unknown := [name for name in own if name not in names]:
+        raise InputError(f"the data have the class {unknown[0]!r}, which the model does not know; it knows {', '.join(names)}")
+    return replace(data, labels=np.asarray([names.index(name) for name in own])[labels])
 
 
 def evaluate(
@@ -173,8 +183,8 @@ def draw_figures(out: Path, system: System, held: ImageData, *, seed: int = 0) -
         out / "samples.png",
         columns=10 if system.condition else 8,
     )
-    shown = held.batch(np.arange(4))["x"]
-    rows = {system.condition: [i % classes for i in range(4)]} if system.condition else None
+    shown = held.batch(np.arange(min(4, len(held))))["x"]
+    rows = {system.condition: [i % classes for i in range(len(shown))]} if system.condition else None
     figures.strip(system, shown, out / "strip.png", cond=rows, seed=seed)
     rows_of_log = read_log(out)
     if rows_of_log:

@@ -165,4 +165,6 @@ class System:
             decoder = Discretised(self.contract.levels, *self.contract.bounds)
             end = float(process.time_of(torch.tensor(math.log(decoder.width / 6), dtype=torch.float64)))
             times = tuple(t for t in times if t > end)
+        if samples is not None and not 1 <= samples < len(times):
+            raise InputError(f"draws={samples} must lie between 1 and the {len(times) - 1} noise levels of the bound")
         return bound(self.denoiser, x0, times, noise, decoder=decoder, cond=cond, samples=samples, first=first, progress=progress)

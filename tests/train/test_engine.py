@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import tiny
 from ornstein import model
 from ornstein.files import InputError
 from ornstein.noise import Noise
@@ -162,8 +162,8 @@ def test_dropout_is_keyed_by_step(tmp_path: Path) -> None:
 
 def test_validation_teaches_the_loss_aware_sampler_nothing(tmp_path: Path) -> None:
     for every in (2, 100):
-        chosen = tiny.recipe(*tiny.CHAIN, "loss={weighting: simple, loss_aware: true}", "train.steps=6", f"train.validate_every={every}")
-        tiny.trained(chosen, tmp_path / str(every))
+        settings = ("loss={weighting: simple, loss_aware: true}", "train.steps=6", f"train.validate_every={every}")
+        tiny.trained(tiny.recipe(*tiny.CHAIN, *settings), tmp_path / str(every))
     first, second = (tiny.state(tmp_path / str(every)) for every in (2, 100))
     assert torch.equal(first["times"]["counts"], second["times"]["counts"])  # type: ignore[index]
     assert torch.equal(first["times"]["history"], second["times"]["history"])  # type: ignore[index]

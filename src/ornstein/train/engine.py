@@ -259,7 +259,9 @@ def train(
         trainer.fit(
             module,
             loader,
-            None if held_out is None else DataLoader(Reader(held_out), sampler=_Held(held_out, trainer), batch_size=None, generator=own),
+            None
+            if held_out is None
+            else DataLoader(Reader(held_out), sampler=_Held(held_out, trainer), batch_size=None, generator=own),
             ckpt_path=state if resume else None,
             weights_only=True,
         )
