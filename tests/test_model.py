@@ -109,6 +109,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a contract that is no JSON": (lambda d: (d / model.DATA).write_text("{"), "not valid JSON"),
     "a contract with NaN": (lambda d: (d / model.DATA).write_text('{"std": NaN}'), "not finite"),
     "weights outside": (lambda d: link_outside(d, model.WEIGHTS), "leads outside"),
+    "a contract outside": (lambda d: link_outside(d, model.DATA), "leads outside"),
     "config outside": (lambda d: link_outside(d, model.CONFIG), "leads outside"),
     "a link to a system file": (lambda d: (d / "card.md").symlink_to("/etc/passwd"), "leads outside"),
     "no weights": (lambda d: (d / model.WEIGHTS).unlink(), "no model.safetensors"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,6 @@ def test_conditions_by_number_name_list_and_tensor(system: System) -> None:
 
 
 def test_classes_are_found_by_name_before_number(system: System) -> None:
-    from dataclasses import replace
-
     names = (*"abcdefghi", "0")
     named = replace(system, contract=replace(system.contract, classes=names))
     conditions = named.conditions({"label": ["a", "0", 0, "1"]}, 4)
@@ -102,8 +101,6 @@ def test_wrong_conditions(system: System, cond: dict[str, object], words: str) -
 
 
 def test_a_model_without_condition_takes_none(system: System) -> None:
-    from dataclasses import replace
-
     with pytest.raises(InputError, match="trained without a condition"):
         replace(system, condition=None).sample(2, cond={"label": 1}, noise=Noise(0))
 
@@ -141,7 +138,9 @@ def test_predictions_are_clipped_only_if_the_recipe_asks(system: System, tmp_pat
     assert float(plain.sample(8, sampler=1, noise=Noise(0)).abs().max()) > 0
 
 
-def test_the_loss_is_keyed_by_sample(system: System) -> None:
+@pytest.mark.parametrize(("flip", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.5)])
+def test_the_loss_is_keyed_by_sample(flip: bool, dropout: float, tiny_model: Path) -> None:
+    system = replace(model.load(tiny_model), flip=flip, condition_dropout=dropout)
     training, _ = tiny.digits(tiny.recipe())
     whole = system.loss(training.batch(range(12)), Noise(0), step=5, total=12)
     parts = [system.loss(training.batch(range(a, a + 4)), Noise(0), step=5, first=a, total=12) for a in (0, 4, 8)]
@@ -151,8 +150,6 @@ def test_the_loss_is_keyed_by_sample(system: System) -> None:
 
 
 def test_flip_mirrors_half_of_the_images(system: System) -> None:
-    from dataclasses import replace
-
     training, _ = tiny.digits(tiny.recipe())
     batch = training.batch(range(200))
     mirror = {**batch, "x": batch["x"].flip(-1)}
@@ -164,8 +161,6 @@ def test_flip_mirrors_half_of_the_images(system: System) -> None:
 
 
 def test_the_condition_is_dropped_as_often_as_asked(system: System) -> None:
-    from dataclasses import replace
-
     training, _ = tiny.digits(tiny.recipe())
     batch = training.batch(range(300))
     kept, half, none = (replace(system, condition_dropout=p).loss(batch, Noise(0)) for p in (0.0, 0.5, 1.0))

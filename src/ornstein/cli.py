@@ -45,6 +45,7 @@ def train(
     precision: Literal["float32", "bf16", "fp16"] | None = None,
     strategy: Literal["auto", "ddp", "fsdp"] = "auto",
     nodes: int = 1,
+    strict: bool = False,
     quiet: bool = False,
 ) -> None:
     """Train a model.
@@ -71,6 +72,8 @@ def train(
         auto, ddp or fsdp, for runs under torchrun.
     nodes
         Number of machines, for runs under torchrun.
+    strict
+        Stop at the first unreadable file, instead of naming it and going on.
     quiet
         No progress line.
     """
@@ -92,6 +95,8 @@ def train(
     changes = [f"data.source={json.dumps(data)}"] if data is not None else []
     if max_time is not None:
         changes.append(f"train.minutes={_minutes(max_time)}")
+    if strict:
+        changes.append("data.strict=true")
     if precision is not None:
         changes.append(f"train.precision={precision}")
     chosen = config.override(chosen, [*changes, *(settings or [])])
@@ -340,6 +345,10 @@ def main() -> None:
         _fail(re.sub(r"\s+", " ", str(error)), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 1)
+    except BrokenPipeError:
+        # the reader of our output (head, less) has gone: nothing is left to tell it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         from ornstein.files import InputError
 

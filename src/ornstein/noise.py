@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 8  # one Philox block is 4 words of 64 bits, that is 8 of 32 bits
+_CACHED = 49152  # numbers drawn at a time, so that the intermediate arrays stay in the processor's cache
 _BROWNIAN_DEPTH = 26  # the bridge is linear below 2^-26: the variance it misses is under 4e-9
 
 
@@ -61,22 +62,11 @@ class Noise:
         """
         samples, numbers = _layout(shape)
         padded = -(-numbers // _BLOCK) * _BLOCK
-        words = self._words(samples, padded, stream, step, first)
-        kind = np.float64 if dtype == torch.float64 else np.float32
-        half = padded // 2
-        radius: npt.NDArray[np.floating] = words[:, :half].astype(kind)
-        radius += kind(0.5)
-        radius *= kind(2.0**-32)
-        np.log(radius, out=radius)
-        radius *= kind(-2)
-        np.sqrt(radius, out=radius)
-        angle: npt.NDArray[np.floating] = words[:, half:].astype(kind)
-        angle *= kind(2 * math.pi * 2.0**-32)
-        out: npt.NDArray[np.floating] = np.empty((samples, padded), kind)
-        np.cos(angle, out=out[:, :half])
-        np.sin(angle, out=out[:, half:])
-        out[:, :half] *= radius
-        out[:, half:] *= radius
+        out = np.empty((samples, padded), np.float64 if dtype == torch.float64 else np.float32)
+        rows = max(1, _CACHED // padded) if padded else samples
+        for start in range(0, samples, rows):
+            part = out[start : start + rows]
+            _box_muller(self._words(len(part), padded, stream, step, first + start), part)
         return torch.from_numpy(out)[:, :numbers].reshape(tuple(shape)).to(device=device, dtype=dtype)
 
     def uniform(
@@ -155,6 +145,23 @@ class Noise:
         return self.brownian(shape, s, stream=stream, first=first, dtype=dtype) - self.brownian(
             shape, t, stream=stream, first=first, dtype=dtype
         )
+
+
+def _box_muller(words: np.ndarray, out: np.ndarray) -> None:
+    """Normals from uniform words, both (samples, numbers): the first half of a row gives radii, the second angles."""
+    kind, half = out.dtype.type, out.shape[1] // 2
+    radius: npt.NDArray[np.floating] = words[:, :half].astype(kind)
+    radius += kind(0.5)
+    radius *= kind(2.0**-32)
+    np.log(radius, out=radius)
+    radius *= kind(-2)
+    np.sqrt(radius, out=radius)
+    angle: npt.NDArray[np.floating] = words[:, half:].astype(kind)
+    angle *= kind(2 * math.pi * 2.0**-32)
+    np.cos(angle, out=out[:, :half])
+    np.sin(angle, out=out[:, half:])
+    out[:, :half] *= radius
+    out[:, half:] *= radius
 
 
 def _layout(shape: Sequence[int]) -> tuple[int, int]:

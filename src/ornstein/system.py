@@ -109,7 +109,8 @@ class System:
         if self.bounds is not None:
             denoiser = Clipped(denoiser, *self.bounds)
         if self.threshold is not None:
-            denoiser = DynamicThreshold(denoiser, quantile=self.threshold)
+            bound = max(abs(limit) for limit in self.contract.bounds or (1.0,))
+            denoiser = DynamicThreshold(denoiser, bound, self.threshold)
         return denoiser
 
     def conditions(self, cond: CondInput, n: int) -> dict[str, Tensor] | None:

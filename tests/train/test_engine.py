@@ -151,7 +151,20 @@ def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_dropout_is_keyed_by_step(tmp_path: Path) -> None:
+def test_dropout_has_a_key_for_every_share_of_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    real = Noise.key
+
+    def key(self: Noise, stream: str, step: int = 0) -> int:
+        asked.extend([(stream, step)] * stream.startswith("dropout"))
+        return real(self, stream, step)
+
+    monkeypatch.setattr(Noise, "key", key)
+    tiny.trained(tiny.recipe("train.steps=3", "train.accumulate=2", "net.options.dropout=0.5"), tmp_path)
+    assert asked == [(f"dropout/{first}", step) for step in range(3) for first in (0, 16)]
+
+
+def test_dropout_does_not_depend_on_the_default_generator(tmp_path: Path) -> None:
     for name in ("one", "two"):
         torch.rand(3)  # the state of the default generator must not matter
         tiny.trained(tiny.recipe("train.steps=3", "net.options.dropout=0.5"), tmp_path / name)
@@ -181,7 +194,9 @@ def test_fine_tuning_starts_from_the_given_weights(tiny_model: Path, tmp_path: P
 
 def test_resume_goes_on_and_refuses_another_system(tiny_model: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (out / ".data.0123abcd.tmp.json").write_text("cut short by a ki")
     tiny.trained(tiny.recipe("train.steps=35"), out, resume=True)
+    assert not list(out.glob(".*"))
     tiny.trained(tiny.recipe("train.steps=35"), tmp_path / "whole")
     assert (out / model.WEIGHTS).read_bytes() == (tmp_path / "whole" / model.WEIGHTS).read_bytes()
     for settings, words in (

@@ -70,8 +70,8 @@ def image_system(recipe: Recipe, contract: Contract, process: GaussianProcess | 
         },
         "predicts",
     )
-    if recipe.sampler.clip and contract.bounds is None:
-        raise InputError("sampler.clip=true but the data declare no bounds; set it to false")
+    if (recipe.sampler.clip or recipe.sampler.threshold) and contract.bounds is None:
+        raise InputError("sampler.clip or sampler.threshold is set but the data declare no bounds; remove it")
     return System(
         contract=contract,
         denoiser=denoiser,

@@ -37,7 +37,8 @@ Hook = Callable[[Tensor, Step], Tensor]
 
 @dataclass
 class Trajectory:
-    """A hook that keeps, per row, the time s, the state x after it and the x0 predicted in it; it changes nothing."""
+    """A hook that keeps, per row, the time s (None: clean), the state x after it and the x0 predicted in it, both of shape
+    (B, *); it changes nothing. In chunks, one entry per row and chunk."""
 
     times: list[float | None] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)

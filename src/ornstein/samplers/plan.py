@@ -50,6 +50,7 @@ class Row:
 class Plan:
     """The rows of a sampler, the view ("x0" or "eps") of the denoiser they combine, and a name for people.
 
+    Row k: y = p·x + Σ P[j]·H_{k-j} + q·z, H_k the view of denoiser(y, t_k), then x ← a·x + Σ B[j]·H_{k-j} + c·z; x of any shape.
     Raises ValueError for a row that is not finite, reaches back before the first call, or leaves [0, 1].
     """
 

@@ -44,7 +44,8 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """The data at `indices` (B,): "x" (B, *) in their own range and, if labelled, "label" (B,) int64."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,15 @@ def train(
             f"train.batch={config.batch} cannot be shared by {world} processes x train.accumulate={config.accumulate}; "
             f"make it a multiple of {world * config.accumulate}"
         )
+    if recipe.loss.loss_aware and world > 1:
+        raise InputError("loss.loss_aware=true learns from the losses of one process; set it to false under torchrun")
     state = out / model.RESUME / STATE
     if resume and not state.exists():
         raise InputError(f"--resume: {str(out)!r} holds no training state ({model.RESUME}/{STATE}); start without --resume")
     if resume:
         _check_state(state)
+        for leftover in out.glob(".*.tmp*"):  # of a save that was killed
+            leftover.unlink(missing_ok=True)
     if resume and (out / model.WEIGHTS).exists():
         _check_same(recipe, contract, out)
     if device not in ("auto", "cpu"):

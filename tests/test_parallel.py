@@ -1,0 +1,119 @@
+"""Two processes under torchrun are one process with the whole batch; shares of samples make up the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ornstein import cli
+from ornstein.parallel import Share, shares
+from ornstein.train import engine
+
+STEPS, SAMPLES = 10, 9
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "two_processes.py"
+
+WORKER = """
+import sys
+sys.path.insert(0, {folder!r})
+import two_processes
+from pathlib import Path
+two_processes.worker(Path({out!r}), {steps})
+from ornstein import cli
+sys.argv = ["ornstein", "sample", {out!r}, "-n", "{samples}", "--cond", "label=0,1,2", "--out", {array!r}, "--quiet"]
+cli.main()
+"""
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The benchmark of this name as a module; it records losses in place of the engine's progress line."""
+    monkeypatch.setattr(engine, "Progress", engine.Progress)
+    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_two_processes_are_one_with_the_whole_batch(
+    two_processes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    script = tmp_path / "worker.py"
+    script.write_text(
+        WORKER.format(folder=str(SCRIPT.parent), out=str(two), steps=STEPS, samples=SAMPLES, array=str(tmp_path / "two.npz"))
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        two_processes.torchrun(str(script)), capture_output=True, text=True, check=False, env=environment, timeout=200
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("9 samples") == 1
+    threads = torch.get_num_threads()
+    try:
+        two_processes.worker(one, STEPS)
+    finally:
+        torch.set_num_threads(threads)
+    losses = [np.asarray(json.loads((out / "losses.json").read_text())) for out in (one, two)]
+    assert losses[0].shape == losses[1].shape == (STEPS,)
+    assert np.abs(losses[0] - losses[1]).max() < 1e-4
+    assert np.ptp(losses[0]) > 1e-2
+    draw = ["sample", str(two), "-n", str(SAMPLES), "--cond", "label=0,1,2", "--out", str(tmp_path / "one.npz"), "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["ornstein", *draw])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
+    with np.load(tmp_path / "one.npz") as first, np.load(tmp_path / "two.npz") as second:
+        assert first["label"].tolist() == second["label"].tolist() == [0, 1, 2] * 3
+        assert first["samples"].shape == second["samples"].shape == (SAMPLES, 1, 8, 8)
+        gap = np.abs(first["samples"].astype(int) - second["samples"].astype(int))
+    # a number within rounding of the border between two grey levels may fall on either side
+    assert gap.max() <= 1
+    assert (gap > 0).mean() < 0.01
+
+
+@given(n=st.integers(1, 40), world=st.integers(1, 9))
+def test_shares_cover_every_sample_once(n: int, world: int) -> None:
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+        patch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+        patch.setenv("WORLD_SIZE", str(world))
+        for rank in range(world):
+            patch.setenv("RANK", str(rank))
+            with shares(n) as share:
+                assert share.main == (rank == 0)
+                assert share.count <= -(-n // world)
+                drawn += range(share.first, share.first + share.count)
+    assert drawn == list(range(n))
+
+
+def test_one_process_gathers_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with shares(5) as share:
+        part = torch.arange(5.0)
+        assert share == Share(5, 0, 5, 0, 1)
+        assert share.gather(part) is part
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_group_is_given_up_when_sampling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", ended.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append("destroyed"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ZeroDivisionError), shares(5):
+        raise ZeroDivisionError
+    assert ended == ["gloo", "destroyed"]
