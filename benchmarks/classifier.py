@@ -109,9 +109,7 @@ def score_records(scores: list[Score]) -> list[Record]:
     for item in scores:
         spread = f"10 draws, spread {item.real_std:.2f}"
         records += [
-            Record(
-                "frechet", item.frechet, item.n, item.classifier, None, item.seconds, note="samples against reference"
-            ),
+            Record("frechet", item.frechet, item.n, item.classifier, None, item.seconds, note="samples against reference"),
             Record(
                 "frechet",
                 item.real,
@@ -149,9 +147,7 @@ def measure(seed: int, images: Tensor, labels: Tensor, out: Path, epochs: int, n
     extract = classifier_features(net, label=classifier_path(out, seed).stem)
     held_out = len(images) - TRAIN
     correct = accuracy(net, images[TRAIN:], labels[TRAIN:])
-    records = [
-        Record("accuracy", correct, held_out, extract.name, seed, seconds, note="on the reference; seconds of training")
-    ]
+    records = [Record("accuracy", correct, held_out, extract.name, seed, seconds, note="on the reference; seconds of training")]
     reference = extract(images[TRAIN:])
     equal = reference[torch.randperm(held_out, generator=torch.Generator().manual_seed(1))]
     halves = [
@@ -178,19 +174,13 @@ def main() -> None:
     """Train all classifiers, print the table, write records.json beside the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist"), help="folder of the MNIST idx files")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/classifiers"), help="folder for weights and records.json"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/classifiers"), help="folder for weights and records.json")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("-n", type=int, default=2000, help="digits per real-against-real draw")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     images, labels = read_digits(arguments.data)
-    records = [
-        record
-        for seed in SEEDS
-        for record in measure(seed, images, labels, arguments.out, arguments.epochs, arguments.n)
-    ]
+    records = [record for seed in SEEDS for record in measure(seed, images, labels, arguments.out, arguments.epochs, arguments.n)]
     write_records(arguments.out / "records.json", records)
     print(table([dataclasses.replace(record, value=round(record.value, 4)) for record in records]))
 

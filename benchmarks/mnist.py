@@ -95,9 +95,7 @@ def ornstein() -> Path:
     return Path(sys.executable).with_name("ornstein")
 
 
-def checks(
-    ours: list[Score], peer: list[Score], trained: dict[str, object] | None, drawn: dict[str, object]
-) -> list[Check]:
+def checks(ours: list[Score], peer: list[Score], trained: dict[str, object] | None, drawn: dict[str, object]) -> list[Check]:
     """Every target with its figure; the ratios are judged in the worst of the classifiers."""
     result = [Check("Fréchet over real, worst classifier", max(item.ratio for item in ours), REAL_TARGET)]
     if peer:

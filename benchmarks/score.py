@@ -27,9 +27,7 @@ def read_samples(path: Path) -> Tensor:
         with np.load(path, allow_pickle=False) as file:
             array = file["samples"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: no array 'samples' to read ({error}); write it with ornstein sample --out x.npz"
-        ) from error
+        raise InputError(f"{path}: no array 'samples' to read ({error}); write it with ornstein sample --out x.npz") from error
     samples = torch.from_numpy(array.astype(np.float32))
     return samples[:, None] if samples.ndim == 3 else samples
 

@@ -141,6 +141,7 @@ def sample(
     batch: int | None = None,
     out: Path = Path("samples.png"),
     device: str = "cpu",
+    precision: Literal["float32", "bf16"] | None = None,
     quiet: bool = False,
 ) -> None:
     """Draw samples from a trained model into a picture or an array file.
@@ -167,6 +168,8 @@ def sample(
         A .png (a grid), or a .npz whose array `samples` is in the data's own range.
     device
         cpu, cuda or mps.
+    precision
+        float32, or bf16 for the network alone, in place of the recipe's.
     quiet
         No progress line.
     """
@@ -181,6 +184,8 @@ def sample(
     _at_least("-n", number)
     _at_least("--batch", batch)
     system = model.load(directory, device=device)
+    if precision is not None:
+        system.half_precision = precision == "bf16"
     plan = _plan(directory, system, sampler, calls, grid)
     conditions = _conditions(cond, number)
     with shares(number) as share:

@@ -67,7 +67,10 @@ class LossConfig(_Strict):
 
 
 class SamplerConfig(_Strict):
-    """The default sampler. `clip` clamps x0 to the data's declared bounds, `threshold` scales it by its own quantile."""
+    """The default sampler. `clip` clamps x0 to the data's declared bounds, `threshold` scales it by its own quantile.
+
+    `precision` bf16 runs the network under autocast: faster, and samples then depend on their batch by bf16's rounding.
+    """
 
     name: str = "dpm_solver_pp"
     calls: int = Field(default=50, ge=1)
@@ -75,6 +78,7 @@ class SamplerConfig(_Strict):
     options: Options = Field(default_factory=dict)
     clip: bool = False
     threshold: float | None = Field(default=None, gt=0, lt=1)
+    precision: Literal["float32", "bf16"] = "float32"
 
 
 class TrainConfig(_Strict):

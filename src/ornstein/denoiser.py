@@ -238,3 +238,25 @@ class DynamicThreshold:
         limit = x0.abs().flatten(1).quantile(self.quantile, dim=1).clamp(min=self.bound)
         limit = limit.reshape(-1, *[1] * (x0.ndim - 1))
         return prediction.with_x0(x0.clamp(-limit, limit) * (self.bound / limit))
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """A denoiser whose network runs under autocast to `dtype`; coefficients and states keep their precision.
+
+    Faster where the hardware multiplies bfloat16 faster; predictions move by about 1e-2 of their size, and a sample then
+    depends on its batch by as much.
+    """
+
+    denoiser: Denoises
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The wrapped denoiser's process."""
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
+        """The wrapped prediction, computed under autocast."""
+        with torch.autocast(x_t.device.type, dtype=self.dtype):
+            return self.denoiser(x_t, t, cond)

@@ -287,7 +287,10 @@ def write_tensors(
 
     plain = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with write_atomic(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
+        temporary.chmod(mode)  # safetensors writes 0600, which would hide a shared model from others
 
 
 def inside(directory: str | os.PathLike[str], name: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.contract import Contract
-from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold
+from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision
 from ornstein.files import InputError
 from ornstein.grid import log_snr
 from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
@@ -30,7 +30,8 @@ class System:
     Batches hold "x" (B, *) in the data's own range, and "label" (B,) where the data have labels; samples come back in the
     data's own range too. `condition` names the condition the network takes ("label") or None; with probability
     `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip` mirrors half of the
-    training images. `bounds` and `threshold` change predictions while sampling, and only if the recipe asks.
+    training images. `bounds`, `threshold` and `half_precision` change predictions while sampling, and
+    only if the recipe asks.
     """
 
     contract: Contract
@@ -42,6 +43,7 @@ class System:
     flip: bool = False
     bounds: tuple[float, float] | None = None
     threshold: float | None = None
+    half_precision: bool = False
 
     @property
     def net(self) -> nn.Module:
@@ -104,8 +106,8 @@ class System:
         return self.contract.decode(x0)
 
     def shaped_denoiser(self) -> Denoises:
-        """The denoiser with the clipping or thresholding that the recipe asked for."""
-        denoiser: Denoises = self.denoiser
+        """The denoiser with the precision, clipping or thresholding that the recipe asked for."""
+        denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision else self.denoiser
         if self.bounds is not None:
             denoiser = Clipped(denoiser, *self.bounds)
         if self.threshold is not None:

@@ -100,9 +100,7 @@ def test_kernel_distance_is_unbiased_and_its_standard_error_honest() -> None:
     null = [kernel_distance(normal(80, 3, 2 * i), normal(80, 3, 2 * i + 1), subsets=10, size=40) for i in range(60)]
     values = torch.tensor([x.value for x in null])
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values))
-    shifted = [
-        kernel_distance(normal(80, 3, 2 * i), normal(80, 3, 2 * i + 1) + 0.7, subsets=20, size=40) for i in range(60)
-    ]
+    shifted = [kernel_distance(normal(80, 3, 2 * i), normal(80, 3, 2 * i + 1) + 0.7, subsets=20, size=40) for i in range(60)]
     spread = float(torch.tensor([x.value for x in shifted]).std())
     typical = float(np.mean([x.standard_error for x in shifted]))
     assert 0.7 < typical / spread < 1.5

@@ -48,8 +48,7 @@ def test_training_is_a_function_of_the_seed_and_leaves_the_global_generator_alon
     copy = images.clone()
     calls: list[tuple[int, int, float]] = []
     nets = [
-        train_classifier(images, labels, seed=seed, epochs=1, progress=lambda *call: calls.append(call))
-        for seed in (0, 0, 1)
+        train_classifier(images, labels, seed=seed, epochs=1, progress=lambda *call: calls.append(call)) for seed in (0, 0, 1)
     ]
     first, again, other = (weights_hash(net) for net in nets)
     assert first == again != other

@@ -18,9 +18,7 @@ TRAIN, HELD_OUT, FRESH = normal(400, 10, 0), normal(300, 10, 1), normal(300, 10,
 
 
 def test_distances_equal_brute_force_and_copies_are_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = (
-        torch.cat([FRESH, TRAIN[:5]]) + 1000
-    )  # far from the origin, where |x|² − 2x·y + |y|² alone would lose digits
+    points = torch.cat([FRESH, TRAIN[:5]]) + 1000  # far from the origin, where |x|² − 2x·y + |y|² alone would lose digits
     table = TRAIN + 1000
     brute = (points.double()[:, None] - table.double()).norm(dim=2).min(1).values
     assert torch.equal(nearest_distances(points, table)[-5:], torch.zeros(5).double())

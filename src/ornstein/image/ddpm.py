@@ -82,6 +82,7 @@ def image_system(recipe: Recipe, contract: Contract, process: GaussianProcess | 
         flip=recipe.data.flip,
         bounds=contract.bounds if recipe.sampler.clip else None,
         threshold=recipe.sampler.threshold,
+        half_precision=recipe.sampler.precision == "bf16",
     )
 
 

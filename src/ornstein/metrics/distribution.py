@@ -51,9 +51,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return _frechet(a, b)
 
 
-def frechet_interval(
-    a: Tensor, b: Tensor, *, draws: int = 200, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
+def frechet_interval(a: Tensor, b: Tensor, *, draws: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Bootstrap interval (low, high) of `frechet_distance(a, b)` at these sample sizes.
 
     Rows of both sets are resampled with replacement ``draws`` times. Resampling adds a bias of its own (fewer distinct
@@ -92,9 +90,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 100
     n = min(len(a), len(b))
     rows = min(size, n // 2)
     if rows < 2 or subsets < 2:
-        raise InputError(
-            f"size={size}, subsets={subsets} with {n} rows: needs 4 rows, subsets of 2 rows and 2 subsets at least"
-        )
+        raise InputError(f"size={size}, subsets={subsets} with {n} rows: needs 4 rows, subsets of 2 rows and 2 subsets at least")
     generator = torch.Generator().manual_seed(seed)
 
     def draw(x: Tensor) -> Tensor:
@@ -163,18 +159,14 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 128, seed: in
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     for name, x in (("first", a), ("second", b)):
         if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
-            raise InputError(
-                f"{name} set has shape {tuple(x.shape)}: expected (N, D) with N >= 2; flatten images by Pixels()"
-            )
+            raise InputError(f"{name} set has shape {tuple(x.shape)}: expected (N, D) with N >= 2; flatten images by Pixels()")
         bad = len(x) - int(torch.isfinite(x).all(1).sum())
         if bad:
             raise InputError(
                 f"{name} set has NaN or infinite entries in {bad} of {len(x)} rows; remove them or check the samples"
             )
     if a.shape[1] != b.shape[1]:
-        raise InputError(
-            f"feature widths {a.shape[1]} and {b.shape[1]} differ; use the same extractor and image size for both"
-        )
+        raise InputError(f"feature widths {a.shape[1]} and {b.shape[1]} differ; use the same extractor and image size for both")
     return a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
 
 

@@ -145,9 +145,7 @@ def train_classifier(
     classes = int(labels.max()) + 1
     low, high = float(images.min()), float(images.max())
     if classes < 2 or int(labels.min()) < 0:
-        raise InputError(
-            f"labels: range {int(labels.min())} to {classes - 1}; expected 0 to K-1 with at least two classes"
-        )
+        raise InputError(f"labels: range {int(labels.min())} to {classes - 1}; expected 0 to K-1 with at least two classes")
     if not low < high or not math.isfinite(high - low):
         raise InputError(f"images: smallest value {low}, largest {high}; a classifier needs finite images that differ")
     if epochs < 1:
@@ -212,9 +210,7 @@ def load_extractor(name: str) -> Extractor:
     if name == "pixels":
         return Pixels()
     if not name.endswith(".safetensors") or not Path(name).is_file():
-        raise InputError(
-            f"extractor {name!r}: must be 'pixels' or an existing .safetensors file written by save_classifier"
-        )
+        raise InputError(f"extractor {name!r}: must be 'pixels' or an existing .safetensors file written by save_classifier")
     return classifier_features(load_classifier(name), label=Path(name).stem)
 
 

@@ -34,9 +34,7 @@ class Memorisation:
     @property
     def verdict(self) -> str:
         """One sentence for a report."""
-        figures = (
-            f"median ratio {self.median_ratio:.2f}, {self.quantile:.0%} quantile ratio {self.low_ratio:.2f}, n={self.n}"
-        )
+        figures = f"median ratio {self.median_ratio:.2f}, {self.quantile:.0%} quantile ratio {self.low_ratio:.2f}, n={self.n}"
         if self.median_ratio < _SUSPECT:
             return f"Memorised: samples lie much closer to training images than unseen real images do ({figures})."
         if self.low_ratio < _SUSPECT:
@@ -53,23 +51,16 @@ def nearest_distances(points: Tensor, train: Tensor) -> Tensor:
     """
     for name, x in (("points", points), ("train", train)):
         if x.ndim != 2 or x.numel() == 0:
-            raise InputError(
-                f"{name} has shape {tuple(x.shape)}: expected a non-empty (N, D); flatten images by Pixels()"
-            )
+            raise InputError(f"{name} has shape {tuple(x.shape)}: expected a non-empty (N, D); flatten images by Pixels()")
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"{name} has NaN or infinite entries; remove those rows or check the samples")
     if points.shape[1] != train.shape[1]:
-        raise InputError(
-            f"widths {points.shape[1]} and {train.shape[1]} differ; use the same extractor and image size for both"
-        )
+        raise InputError(f"widths {points.shape[1]} and {train.shape[1]} differ; use the same extractor and image size for both")
     centre = train.mean(0, dtype=torch.float64)  # smaller norms, less cancellation in |y|² − 2x·y
     table = (train - centre).float()
     norms = table.square().sum(1)
     rows = max(1, _BLOCK // len(table))
-    nearest = [
-        torch.addmm(norms, (block - centre).float(), table.T, alpha=-2).argmin(1)
-        for block in points.detach().split(rows)
-    ]
+    nearest = [torch.addmm(norms, (block - centre).float(), table.T, alpha=-2).argmin(1) for block in points.detach().split(rows)]
     blocks = zip(points.split(rows), nearest, strict=True)
     return torch.cat([(block.double() - train[index].double()).norm(dim=1) for block, index in blocks])
 

@@ -37,9 +37,7 @@ class Record:
             *(("interval", x) for x in self.interval or ()),
         ):
             if not math.isfinite(number):
-                raise InputError(
-                    f"Record {self.metric!r}: {name} is {number}; JSON holds finite numbers only: check the samples"
-                )
+                raise InputError(f"Record {self.metric!r}: {name} is {number}; JSON holds finite numbers only: check the samples")
         content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return content | {"interval": None if self.interval is None else list(self.interval)}
 
@@ -47,9 +45,7 @@ class Record:
     def from_json(content: object) -> Record:
         """Rebuild a record from `to_json`'s dict; raises InputError for a missing or unknown key or a wrong type."""
         if not isinstance(content, dict):
-            raise InputError(
-                f"Record: expected a JSON object, got {type(content).__name__}; write records with write_records"
-            )
+            raise InputError(f"Record: expected a JSON object, got {type(content).__name__}; write records with write_records")
         fields = {field.name: field for field in dataclasses.fields(Record)}
         required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
         unknown, missing = sorted(set(content) - set(fields)), sorted(required - set(content))
@@ -70,9 +66,7 @@ class Record:
         }
         for name, valid in checks.items():
             if not valid:
-                raise InputError(
-                    f"Record: {name} is {content[name]!r}; see the field's type in ornstein.metrics.Record"
-                )
+                raise InputError(f"Record: {name} is {content[name]!r}; see the field's type in ornstein.metrics.Record")
         return Record(
             metric=content["metric"],
             value=float(content["value"]),
@@ -94,9 +88,7 @@ def read_records(path: Path | str) -> list[Record]:
     """Read what `write_records` wrote; raises InputError where the file is missing or no list of records."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}, not a list of records; write them with write_records"
-        )
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a list of records; write them with write_records")
     return [Record.from_json(item) for item in content]
 
 
@@ -120,9 +112,7 @@ def table(records: Sequence[Record]) -> str:
     right = {"value", "n", "seed", "seconds"}
 
     def line(cells: dict[str, str]) -> str:
-        aligned = (
-            cells[name].rjust(widths[name]) if name in right else cells[name].ljust(widths[name]) for name in columns
-        )
+        aligned = (cells[name].rjust(widths[name]) if name in right else cells[name].ljust(widths[name]) for name in columns)
         return "  ".join(aligned).rstrip()
 
     rule = "  ".join("-" * widths[name] for name in columns)

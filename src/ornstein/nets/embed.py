@@ -66,15 +66,11 @@ class ConditionEmbedding(nn.Module):
     Source: Ho and Salimans, arXiv:2207.12598, section 3.
     """
 
-    def __init__(
-        self, width: int, classes: int | None = None, values: int | None = None, grid_channels: int = 0
-    ) -> None:
+    def __init__(self, width: int, classes: int | None = None, values: int | None = None, grid_channels: int = 0) -> None:
         super().__init__()
         self.width, self.classes, self.values, self.grid_channels = width, classes, values, grid_channels
         self.table = None if classes is None else nn.Embedding(classes + 1, width)  # the last row is the null vector
-        self.perceptron = (
-            None if values is None else nn.Sequential(nn.Linear(values, width), nn.SiLU(), nn.Linear(width, width))
-        )
+        self.perceptron = None if values is None else nn.Sequential(nn.Linear(values, width), nn.SiLU(), nn.Linear(width, width))
         self.no_values = None if values is None else nn.Parameter(torch.randn(width))
 
     @property
@@ -132,9 +128,7 @@ class ConditionEmbedding(nn.Module):
         wanted = {"label": (), "null": (), "values": (self.values,)}
         for name in present.keys() & wanted.keys():
             if tuple(present[name].shape[1:]) != wanted[name]:
-                raise InputError(
-                    f"cond[{name!r}] has shape {tuple(present[name].shape)}: make it {(len(x), *wanted[name])}"
-                )
+                raise InputError(f"cond[{name!r}] has shape {tuple(present[name].shape)}: make it {(len(x), *wanted[name])}")
         if "null" in present and present["null"].dtype != torch.bool:
             raise InputError(f"cond['null'] has dtype {present['null'].dtype}: make it torch.bool")
         if "values" in present and not present["values"].is_floating_point():

@@ -82,9 +82,7 @@ class UNet(nn.Module):
             for wide, count, attend in zip(widths, counts, attends, strict=True)
         )
         self.shrink = nn.ModuleList(_conv(dims, a, b, 3, stride=2) for a, b in pairwise(widths))
-        self.middle = nn.ModuleList(
-            stage(widths[-1], widths[-1], any(attends) and index < middle - 1) for index in range(middle)
-        )
+        self.middle = nn.ModuleList(stage(widths[-1], widths[-1], any(attends) and index < middle - 1) for index in range(middle))
         self.grow = nn.ModuleList(_conv(dims, b, a, 3) for a, b in pairwise(widths))
         self.up = nn.ModuleList(
             nn.ModuleList(stage(2 * wide, wide, attend) for _ in range(count))
@@ -132,9 +130,7 @@ class UNet(nn.Module):
 class _Stage(nn.Module):
     """Residual block: x' + conv(silu(norm(conv(silu(norm(x))))·(1 + s) + b)), then attention where asked for."""
 
-    def __init__(
-        self, dims: int, inputs: int, outputs: int, embed: int, dropout: float, head_width: int | None
-    ) -> None:
+    def __init__(self, dims: int, inputs: int, outputs: int, embed: int, dropout: float, head_width: int | None) -> None:
         super().__init__()
         self.norm1 = _norm(inputs)
         self.conv1 = _conv(dims, inputs, outputs, 3)

@@ -163,17 +163,26 @@ def _rows(plan: Plan, offsets: range) -> Iterator[int]:
     yield from range(len(offsets) * plan.calls)
 
 
+def _module(denoiser: object) -> nn.Module | None:
+    """The network module at the bottom of a denoiser and its wrappers, if there is one."""
+    while not isinstance(denoiser, nn.Module):
+        if not hasattr(denoiser, "denoiser"):
+            return None
+        denoiser = denoiser.denoiser
+    return denoiser
+
+
 def _device(denoiser: Denoises) -> torch.device:
-    if isinstance(denoiser, nn.Module):
-        for parameter in denoiser.parameters():
-            return parameter.device
-    return torch.device("cpu")
+    module = _module(denoiser)
+    parameter = next(module.parameters(), None) if module is not None else None
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager
 def evaluating(denoiser: object) -> Iterator[None]:
-    """Evaluation mode (no dropout) for the modules of a denoiser, put back as it was on leaving."""
-    training = [m for m in denoiser.modules() if m.training] if isinstance(denoiser, nn.Module) else []
+    """Evaluation mode (no dropout) for the network of a denoiser, wrapped or not, put back as it was on leaving."""
+    root = _module(denoiser)
+    training = [module for module in root.modules() if module.training] if root is not None else []
     try:
         for module in training:
             module.training = False
