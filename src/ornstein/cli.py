@@ -163,7 +163,7 @@ def sample(
     seed
         Sample i of a seed is the same in any batch size and on any device.
     batch
-        Samples drawn at a time; 250 unless given.
+        Samples drawn at a time; 64 unless given.
     out
         A .png (a grid), or a .npz whose array `samples` is in the data's own range.
     device

@@ -17,7 +17,7 @@ from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
 from ornstein.noise import Noise
 from ornstein.samplers import Hook, Plan, default_plan, sample
 
-CHUNK = 250
+CHUNK = 64
 """Samples drawn at a time unless told otherwise: bounds memory, changes nothing else."""
 
 CondInput = Mapping[str, Tensor | Sequence[int] | Sequence[str] | int | str | float] | None
