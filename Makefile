@@ -31,10 +31,14 @@ check: .venv/installed-test  ## lint, format, types
 
 bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	# azula asks for torchvision, whose wheel does not load beside torch's CPU build, and does without it
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps azula
 	$(BIN)/python benchmarks/classifier.py --data $(DATA)/mnist --out runs/classifiers
 	$(BIN)/python benchmarks/row.py
 	$(BIN)/python benchmarks/train_speed.py
-	$(BIN)/python benchmarks/mnist.py --data $(DATA)/mnist --classifiers runs/classifiers --out runs/mnist-bench
+	$(BIN)/python benchmarks/mnist.py --data $(DATA)/mnist --classifiers runs/classifiers --out runs/mnist-bench --peer-python $(BIN)/python
+	$(BIN)/python benchmarks/solvers.py --part mixtures
+	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

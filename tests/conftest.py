@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import tiny
 
 settings.register_profile(
     "ornstein", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
@@ -40,3 +45,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "model"
     tiny.trained(tiny.recipe(), out)
     return out
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> tiny.Run:
+    """`run(*arguments)` is `ornstein ARGUMENTS` in an empty folder."""
+    import tiny
+    from ornstein import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tiny.Ended:
+        monkeypatch.setattr(sys, "argv", ["ornstein", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return tiny.Ended(code, captured.out, captured.err)
+
+    return call

@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,41 +16,11 @@ import pytest
 from PIL import Image
 
 import tiny
-from ornstein import cli, config, model, process, samplers
+from ornstein import config, model, process, samplers
 from ornstein.evaluate import relabel
 from ornstein.grid import GRIDS
 from ornstein.image.data import from_arrays
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Exit code and output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`run(*arguments)` is `ornstein ARGUMENTS` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ornstein", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return call
+from tiny import Ended, Run
 
 
 def pictures(folder: Path, sizes: list[int], labels: str = "") -> Path:

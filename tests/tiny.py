@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -61,6 +63,19 @@ def written(chosen: Recipe, path: Path) -> Path:
 def state(out: Path) -> dict[str, object]:
     """The training state of a run."""
     return torch.load(out / model.RESUME / "state.ckpt", weights_only=True)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+"""What the fixture `run` is: `run(*arguments)` calls `ornstein ARGUMENTS` in an empty folder."""
 
 
 def command(*arguments: object, log: Path) -> ForkServerProcess:

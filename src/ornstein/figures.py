@@ -13,7 +13,7 @@ from torch import Tensor
 from ornstein.contract import Contract
 from ornstein.files import write_atomic
 from ornstein.noise import Noise
-from ornstein.samplers import Plan, Trajectory, ddim
+from ornstein.samplers import Trajectory, ddim
 from ornstein.system import CondInput, System
 
 SMALLEST = 48
@@ -44,20 +44,26 @@ def image_grid(images: Tensor, contract: Contract, path: str | Path, *, columns:
 
 def strip(system: System, data: Tensor, path: str | Path, *, cond: CondInput = None, shown: int = 9, seed: int = 0) -> None:
     """Two pictures in one: data (n, *) on their way to noise (upper rows), and samples on their way back (lower rows)."""
-    process, n = system.denoiser.process, len(data)
-    noise = Noise(seed)
+    process, noise = system.denoiser.process, Noise(seed)
     x0 = system.contract.encode(data)
-    times: list[float | None] = [None, *torch.linspace(max(process.t_min, 0.05), 1, shown - 1).tolist()]
+    times = _even_times(system, 4 * (shown - 1))
     eps = noise.normal(x0.shape, stream="figure")
-    scaled = [process.corrupt(x0, t, eps) / _scale(system, t) for t in times]
-    plan: Plan = ddim(process, 4 * (shown - 1), "uniform" if system.plan is None else "karras")
-    states = Trajectory()
-    system.sample(n, cond=cond, sampler=plan, noise=noise, after=states)
-    start = process.prior(x0.shape, noise)
-    chosen = [round(i * (len(states.states) - 1) / (shown - 2)) for i in range(shown - 1)]
-    backward = [start / _scale(system, 1.0), *(states.states[k].cpu() / _scale(system, states.times[k]) for k in chosen)]
-    rows = torch.cat([torch.stack(scaled, 1), torch.stack(backward, 1)]).flatten(0, 1)
+    forward = [process.corrupt(x0, t, eps) / _scale(system, t) for t in (None, *reversed(times[::4]))]
+    seen = Trajectory()
+    system.sample(len(data), cond=cond, sampler=ddim(process, len(times), times), noise=noise, after=seen)
+    backward = [process.prior(x0.shape, noise) / _scale(system, 1.0)]
+    backward += [seen.states[k].cpu() / _scale(system, seen.times[k]) for k in range(3, len(times), 4)]
+    rows = torch.cat([torch.stack(forward, 1), torch.stack(backward, 1)]).flatten(0, 1)
     image_grid(system.contract.decode(rows), system.contract, path, columns=shown)
+
+
+def _even_times(system: System, n: int) -> tuple[float, ...]:
+    """n times falling from 1, at equal steps of the angle atan(noise/signal): every step changes what one sees alike."""
+    process, sigma_data = system.denoiser.process, system.denoiser.sigma_data
+    widest = math.atan(min(math.exp(float(process.log_ratio(1.0))) / sigma_data, 1e6))
+    angles = widest * (1 - torch.arange(n, dtype=torch.float64) / n)
+    times = process.time_of(torch.log(torch.tan(angles) * sigma_data)).clamp(min=process.t_min)
+    return (1.0, *times[1:].tolist())
 
 
 def _scale(system: System, t: float | None) -> float:

@@ -1,0 +1,11 @@
+"""The `ornstein` command: each subcommand is a plain typed function that calls the public API.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong input. Heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from ornstein.cli import show, train, use, verify  # they add their commands to `app`
+from ornstein.cli.app import app, main
+
+__all__ = ["app", "main", "show", "train", "use", "verify"]

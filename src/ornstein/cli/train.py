@@ -1,0 +1,133 @@
+"""`ornstein train`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ornstein.cli.app import Set, app, minutes, needed
+
+if TYPE_CHECKING:
+    from ornstein.config import Recipe
+    from ornstein.image.data import ImageData
+
+
+@app.command
+def train(
+    recipe: str | None = None,
+    *,
+    data: str | None = None,
+    out: Path | None = None,
+    settings: Set = None,
+    resume: bool = False,
+    init: Path | None = None,
+    max_time: str | None = None,
+    device: str = "auto",
+    precision: Literal["float32", "bf16", "fp16"] | None = None,
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto",
+    nodes: int = 1,
+    strict: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train a model.
+
+    Parameters
+    ----------
+    recipe
+        A bundled recipe (see `ornstein list`) or a YAML file. Without one, size and width are chosen from the data.
+    data
+        Where the data lie, in place of the recipe's: a folder, ZIP, .npz, .npy, idx files, `digits`, or hf:NAME.
+    out
+        The model directory to write; runs/RECIPE unless given.
+    resume
+        Go on exactly where the run in --out stands.
+    init
+        Start from the weights of this model directory (fine-tuning).
+    max_time
+        End after this time with everything saved: 90s, 10m, 2h.
+    device
+        auto, cpu, cuda or mps.
+    precision
+        float32, bf16 or fp16, in place of the recipe's.
+    strategy
+        auto, ddp or fsdp, for runs under torchrun.
+    nodes
+        Number of machines, for runs under torchrun.
+    strict
+        Stop at the first unreadable file, instead of naming it and going on.
+    quiet
+        No progress line.
+    """
+    from ornstein import config, model
+    from ornstein.evaluate import divide, draw_figures, load_data, write_card
+    from ornstein.files import InputError
+    from ornstein.image.data import describe
+    from ornstein.train import train as run
+
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if recipe is None and data is None and not resume:
+        raise InputError("train needs a recipe or --data; see `ornstein list` for recipes")
+    if resume and recipe is None:
+        chosen = model.read_recipe(needed(out, "--out", "--resume needs the directory of the run"))
+    else:
+        chosen = config.load_recipe(recipe) if recipe is not None else config.Recipe()
+    target = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(data).rstrip("/")).stem or "model")
+    # quoted: a folder may be called 2024 or yes, which YAML would not take for a name
+    changes = [f"data.source={json.dumps(data)}"] if data is not None else []
+    if max_time is not None:
+        changes.append(f"train.minutes={minutes(max_time)}")
+    if strict:
+        changes.append("data.strict=true")
+    if precision is not None:
+        changes.append(f"train.precision={precision}")
+    chosen = config.override(chosen, [*changes, *(settings or [])])
+    if not resume and (target / model.WEIGHTS).exists() and main_process:
+        raise InputError(f"--out {str(target)!r} already holds a model; add --resume, or give another --out")
+    everything = load_data(chosen.data)
+    if recipe is None and not resume:
+        chosen = _automatic(chosen, everything, settings or [])
+    training, held = divide(chosen.data, everything)
+    if main_process and not quiet:
+        print(describe(everything), file=sys.stderr)
+        print(f"training on {len(training)}, held out {len(held) if held else 0}; writing to {target}", file=sys.stderr)
+    system = run(
+        chosen,
+        training,
+        held,
+        training.contract,
+        target,
+        resume=resume,
+        init=init,
+        device=device,
+        strategy=strategy,
+        nodes=nodes,
+        progress=not quiet,
+    )
+    if main_process:
+        draw_figures(target, system, held or training)
+        write_card(target, chosen, system, [])
+        print(f"{target}: model, samples.png, strip.png, loss.png, card.md")
+
+
+def _automatic(recipe: Recipe, data: ImageData, settings: list[str]) -> Recipe:
+    """A recipe for data that came without one, and the reasons on standard error."""
+    from ornstein import config
+    from ornstein.image.automatic import suggest
+
+    choice = suggest(data)
+    for reason in choice["reasons"]:
+        print(reason, file=sys.stderr)
+    labelled = data.labels is not None
+    chosen = recipe.model_copy(
+        update={
+            "description": f"{recipe.data.source}, chosen by ornstein train without a recipe",
+            "condition": "label" if labelled else None,
+            "net": config.NetConfig(options=choice["net"]),
+            "loss": config.LossConfig(weighting="edm", times="log_normal", mean=-0.4, std=1.4),
+            "train": recipe.train.model_copy(update={"batch": choice["batch"], "learning_rate": 5e-4}),
+        }
+    )
+    return config.override(chosen, settings)
