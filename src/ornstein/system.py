@@ -87,10 +87,9 @@ class System:
         `cond` is one value for all or one per sample, {"label": 3} or {"label": [0, 1, 2]}, by number or by class name;
         None draws without condition. `sampler` is a plan, a number of network calls, or None for the model's default.
         """
-        plan = sampler if isinstance(sampler, Plan) else None
-        if isinstance(sampler, int):
-            plan = default_plan(self.denoiser.process, sampler)
-        plan = plan or self.plan or default_plan(self.denoiser.process, 50)
+        plan = self.plan if sampler is None else sampler
+        if not isinstance(plan, Plan):
+            plan = default_plan(self.denoiser.process, plan or 50)
         x0 = sample(
             self.shaped_denoiser(),
             plan,

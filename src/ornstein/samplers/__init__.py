@@ -4,22 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ornstein.process import GaussianProcess
+from ornstein.samplers.corrected import adams, sa_solver, unipc
+from ornstein.samplers.default import default_plan
 from ornstein.samplers.exact import Law, propagate
 from ornstein.samplers.loop import Hook, Step, Trajectory, run, sample
-from ornstein.samplers.multistep import default_plan, dpm_solver_pp
-from ornstein.samplers.onestep import ancestral, ddim, euler_maruyama
+from ornstein.samplers.multistep import (
+    deis,
+    dpm_solver_multistep,
+    dpm_solver_pp,
+    dpm_solver_pp_sde,
+    ipndm,
+    lms,
+    pndm,
+)
+from ornstein.samplers.onestep import ancestral, ddim, euler_maruyama, reverse_diffusion
 from ornstein.samplers.plan import Plan, Row
-from ornstein.samplers.singlestep import heun
+from ornstein.samplers.singlestep import (
+    deis_rho_rk,
+    dpm_solver,
+    dpm_solver_pp_single,
+    heun,
+    midpoint,
+    probability_flow_euler,
+    runge_kutta,
+)
 
-Sampler = Callable[[GaussianProcess, int], Plan]
+Sampler = Callable[..., Plan]
+"""(process, calls, grid, …) -> Plan."""
 
 ALL: dict[str, Sampler] = {
     "ddim": ddim,
     "ancestral": ancestral,
     "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "probability_flow_euler": probability_flow_euler,
     "heun": heun,
+    "midpoint": midpoint,
+    "runge_kutta": runge_kutta,
+    "lms": lms,
+    "pndm": pndm,
+    "ipndm": ipndm,
+    "deis": deis,
+    "deis_rho_rk": deis_rho_rk,
+    "dpm_solver": dpm_solver,
+    "dpm_solver_multistep": dpm_solver_multistep,
     "dpm_solver_pp": dpm_solver_pp,
+    "dpm_solver_pp_single": dpm_solver_pp_single,
+    "dpm_solver_pp_sde": dpm_solver_pp_sde,
+    "unipc": unipc,
+    "sa_solver": sa_solver,
+    "adams": adams,
 }
 """Names that recipes and the command line know."""
 
@@ -32,13 +66,29 @@ __all__ = [
     "Sampler",
     "Step",
     "Trajectory",
+    "adams",
     "ancestral",
     "ddim",
     "default_plan",
+    "deis",
+    "deis_rho_rk",
+    "dpm_solver",
+    "dpm_solver_multistep",
     "dpm_solver_pp",
+    "dpm_solver_pp_sde",
+    "dpm_solver_pp_single",
     "euler_maruyama",
     "heun",
+    "ipndm",
+    "lms",
+    "midpoint",
+    "pndm",
+    "probability_flow_euler",
     "propagate",
+    "reverse_diffusion",
     "run",
+    "runge_kutta",
+    "sa_solver",
     "sample",
+    "unipc",
 ]

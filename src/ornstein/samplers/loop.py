@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ornstein.denoiser import Condition, Denoises, Prediction
 from ornstein.noise import Noise
 from ornstein.progress import track
-from ornstein.samplers.multistep import default_plan
+from ornstein.samplers.default import default_plan
 from ornstein.samplers.plan import Plan, Row
 
 
@@ -30,6 +31,8 @@ class Step:
     first: int
     cond: Condition
 
+
+_log = logging.getLogger(__name__)
 
 Hook = Callable[[Tensor, Step], Tensor]
 """after(x, step) -> x: acts on the state between rows (projections, guidance on x, capture)."""
@@ -70,15 +73,17 @@ def sample(
 ) -> Tensor:
     """Draw samples x0 of `shape` (samples, *) by a plan, or by the default plan for `calls` network evaluations.
 
+    The default is chosen by rule (`default_plan`); the progress bar says which, and so does the logger at level INFO.
+
     `start` (samples, *) replaces the draw from the prior, and settles shape, dtype and device. Noise is keyed by sample:
     sample i (number first + i) is the same for any `batch_size`. `cond` holds tensors with one row per sample.
     `after` is called on the state after every row. Networks are put in evaluation mode meanwhile; no gradients are kept.
     Raises ValueError for missing or contradictory arguments. Device: that of the denoiser's parameters unless given.
     """
-    plan = _chosen(denoiser, plan, calls)
     if (start is None) == (shape is None):
         raise ValueError(f"give one of shape={shape} and start={'a tensor' if start is not None else None}")
-    samples = int(shape[0]) if shape is not None else len(start)  # type: ignore[arg-type]
+    layout = tuple(start.shape) if start is not None else tuple(shape)  # type: ignore[arg-type]
+    plan, samples = _chosen(denoiser, plan, calls), int(layout[0])
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     for name, value in (cond or {}).items():
@@ -156,7 +161,10 @@ def _learned_std(row: Row, prediction: Prediction) -> Tensor:
 def _chosen(denoiser: Denoises, plan: Plan | None, calls: int | None) -> Plan:
     if (plan is None) == (calls is None):
         raise ValueError(f"give one of plan={plan and plan.name} and calls={calls}")
-    return plan if plan is not None else default_plan(denoiser.process, calls)  # type: ignore[arg-type]
+    if plan is None:
+        plan = default_plan(denoiser.process, calls)  # type: ignore[arg-type]
+        _log.info("calls=%s: %s", calls, plan.name)
+    return plan
 
 
 def _rows(plan: Plan, offsets: range) -> Iterator[int]:

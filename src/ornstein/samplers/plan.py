@@ -16,7 +16,7 @@ from pathlib import Path
 from ornstein.files import InputError, read_json, write_atomic
 
 FORMAT = 1
-VIEWS = ("x0", "eps")
+VIEWS = ("x0", "eps", "v")
 
 Terms = tuple[tuple[int, float], ...]
 """Sparse lags: pairs (j, coefficient of H_{k-j})."""
