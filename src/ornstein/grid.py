@@ -86,6 +86,7 @@ def make(
 
     With `end` the spacing has one time more, `end` itself, at which nothing is called and which is left out here.
     """
+    _positive(n)
     if isinstance(spacing, str):
         if spacing not in GRIDS:
             raise ValueError(f"grid={spacing!r} is not one of {', '.join(GRIDS)}; or give the times")

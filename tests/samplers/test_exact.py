@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampler_cases import correlated, f64
 from torch import Tensor
 
 from ornstein.denoiser import Condition, Prediction
@@ -34,15 +35,6 @@ from ornstein.samplers import (
 from ornstein.testing import GaussianDenoiser
 
 
-def f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def correlated(p: GaussianProcess) -> GaussianDenoiser:
-    root = f64(1.0, 0.0, 0.0, 0.6, 0.5, 0.0, -0.3, 0.2, 0.4).reshape(3, 3)
-    return GaussianDenoiser(f64(1.0, -0.5, 0.3), root @ root.T, p)
-
-
 def isotropic(variance: float, p: GaussianProcess) -> GaussianDenoiser:
     return GaussianDenoiser(f64(0.4, -0.7), variance * torch.eye(2, dtype=torch.float64), p)
 
@@ -59,13 +51,10 @@ def distance(one: Law, other: Law) -> float:
 SMOOTH: dict[str, GaussianProcess] = {"vp": VP(0.1, 10.0, t_min=0.05), "ve": VE(0.1, 10.0), "edm": EDM(0.1, 10.0)}
 ORDERS: dict[str, tuple[Callable[[GaussianProcess, int], Plan], int]] = {
     "ddim": (ddim, 1),
-    "ddim_log_snr": (lambda p, n: ddim(p, n, "log_snr"), 1),
-    "ddim_half": (lambda p, n: ddim(p, n, eta=0.5), 1),
     "euler_maruyama": (euler_maruyama, 1),
     "heun": (lambda p, n: heun(p, 2 * n - 1), 2),
     "heun_uniform": (lambda p, n: heun(p, 2 * n - 1, "uniform"), 2),
     "dpm_solver_pp_2m": (dpm_solver_pp, 2),
-    "dpm_solver_pp_2m_karras": (lambda p, n: dpm_solver_pp(p, n, "karras"), 2),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,14 +16,20 @@ from ornstein.process import EDM, VP
 from ornstein.samplers import (
     Plan,
     Row,
+    Sampler,
     Step,
     Trajectory,
     ancestral,
     ddim,
     default_plan,
+    deis,
+    dpm_solver,
     dpm_solver_pp,
+    dpm_solver_pp_sde,
     euler_maruyama,
     heun,
+    pndm,
+    sa_solver,
     sample,
 )
 from ornstein.testing import MixtureDenoiser
@@ -32,6 +40,9 @@ PLANS = {
     "euler_maruyama": (VP(), euler_maruyama(VP(), 40)),
     "heun": (EDM(), heun(EDM(), 11, churn=8.0)),
     "dpm_solver_pp": (EDM(), dpm_solver_pp(EDM(), 6)),
+    "sa_solver": (VP(), sa_solver(VP(), 6)),
+    "pndm": (VP(), pndm(VP(), 14)),
+    "dpm_solver_pp_sde to an end": (VP(), dpm_solver_pp_sde(VP(), 6, end=0.2)),
 }
 
 
@@ -86,17 +97,34 @@ def test_the_prior_of_the_process_starts_the_run() -> None:
     assert torch.equal(x, o.process.prior((2000, 6), Noise(0)))
 
 
+@pytest.mark.parametrize(
+    ("sampler", "stages", "options"), [(ddim, 1, {}), (heun, 2, {}), (dpm_solver, 3, {"fast": False}), (deis, 1, {"degree": 0})]
+)
+def test_another_plan_takes_up_where_one_stopped(sampler: Sampler, stages: int, options: dict[str, object]) -> None:
+    p = VP()
+    o, x = MixtureDenoiser(torch.eye(2), torch.ones(2) / 4, torch.ones(2) / 2, p), p.prior((5, 2), Noise(2), dtype=torch.float64)
+    whole = sample(o, sampler(p, 4 * stages + 1, (1.0, 0.8, 0.5, 0.3, 0.1), **options), start=x, noise=Noise(0))
+    half = sample(o, sampler(p, 2 * stages, (1.0, 0.8), end=0.5, **options), start=x, noise=Noise(0))
+    rest = sample(o, sampler(p, 2 * stages + 1, (0.5, 0.3, 0.1), **options), start=half, noise=Noise(0))
+    torch.testing.assert_close(rest, whole, rtol=1e-12, atol=1e-12)
+    assert float((half - whole).abs().min()) > 1e-3
+
+
 def test_no_samples_is_no_error() -> None:
     assert sample(oracle("ddim"), PLANS["ddim"][1], shape=(0, 6), noise=Noise(0)).shape == (0, 6)
     empty = torch.zeros(0, 6, dtype=torch.float64)
     assert sample(oracle("ddim"), PLANS["ddim"][1], start=empty, noise=Noise(0)).dtype == torch.float64
 
 
-def test_calls_run_the_default_plan() -> None:
+def test_calls_run_the_default_plan(caplog: pytest.LogCaptureFixture) -> None:
     o = oracle("heun")
-    found = sample(o, calls=7, shape=(3, 6), noise=Noise(0))
-    assert torch.equal(found, sample(o, default_plan(o.process, 7), shape=(3, 6), noise=Noise(0)))
-    assert default_plan(o.process, 7) == dpm_solver_pp(o.process, 7, "karras")
+    with caplog.at_level(logging.INFO, logger="ornstein"):
+        found = sample(o, calls=7, shape=(3, 6), noise=Noise(0))
+    plan = default_plan(o.process, 7)
+    assert torch.equal(found, sample(o, plan, shape=(3, 6), noise=Noise(0)))
+    assert f"calls=7: {plan.name}" in caplog.text
+    with pytest.raises(ValueError, match="calls=0 must be at least 1"):
+        sample(o, calls=0, shape=(3, 6), noise=Noise(0))
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -107,7 +135,7 @@ def test_a_trajectory_records_and_changes_nothing(name: str) -> None:
     assert seen.times == [row.s for row in plan.rows]
     assert len(seen.states) == len(seen.predictions) == plan.calls
     assert torch.equal(seen.states[-1], found)
-    assert torch.equal(seen.predictions[-1], found) or plan.view == "eps"
+    assert torch.equal(seen.predictions[-1], found) or plan.view == "eps" or plan.rows[-1].s is not None
     # states were not overwritten by later rows
     again = Trajectory()
     sample(oracle(name), Plan("head", plan.view, plan.rows[:2]), shape=(4, 6), noise=Noise(0), after=again)
@@ -154,7 +182,7 @@ class Conditional(nn.Module):
 def test_conditions_are_cut_with_the_samples(batch_size: int | None) -> None:
     denoiser = Denoiser(Conditional(), VP(), "x0")
     found = sample(denoiser, calls=3, shape=(7, 2), noise=Noise(0), cond={"label": torch.arange(7)}, batch_size=batch_size)
-    assert torch.equal(found, torch.arange(7.0).unsqueeze(1).expand(7, 2))
+    torch.testing.assert_close(found, torch.arange(7.0).unsqueeze(1).expand(7, 2), rtol=1e-6, atol=1e-6)
 
 
 def test_networks_are_evaluated_without_gradients_and_put_back() -> None:

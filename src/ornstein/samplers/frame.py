@@ -72,6 +72,8 @@ class Frame:
         if end is not None and not 0 <= end < self.start:
             raise ValueError(f"end={end} must lie in [0, {self.start:g}); None goes to clean data")
         times = make(self.process, calls, grid, start=self.start, end=end)
+        if self.view == "eps" and self._level(times[0])[0] == 0:
+            raise ValueError(f"grid starts at t={times[0]:g}, where eps says nothing of x0; start it where alpha > 0")
         return list(zip(times, (*times[1:], end), strict=True))
 
     @property

@@ -289,7 +289,7 @@ def dpm_solver_pp_single(
 def _dpm(frame: Frame, name: str, calls: int, grid: str | Spacing | Grid, order: int, fast: bool, end: float | None) -> Plan:
     if order not in (1, 2, 3):
         raise ValueError(f"order={order} is not one of 1, 2, 3")
-    pattern = _fast(calls - (end is None), order) if fast else _repeated(calls, order, end)
+    pattern = _fast(calls - (end is None), order) if fast and calls > 0 else _repeated(calls, order, end)
     return _assemble(frame, f"{name}({order}S)", pattern, grid, end, exponential)
 
 
