@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from ornstein.grid import Grid, Spacing
 from ornstein.process import GaussianProcess
@@ -32,7 +33,8 @@ def _corrected(
     """The recursion; predictor and corrector are (how many earlier evaluations they use, rule).
 
     Row k evaluates at the state predicted for t_k and then corrects the step from t_{k-1}; the last row denoises as well,
-    or, with `end`, is at that time. The first `single` steps are DPM-Solver++'s of order 3, three calls each.
+    or, with `end`, is at that time (times given as such are then one fewer than the calls). The first `single` steps are
+    DPM-Solver++'s of order 3, three calls each.
     """
     jumps = frame.jumps(calls - 2 * single - (end is not None), grid, end)
     times = [t for t, _ in jumps] + ([end] if end is not None else [])
@@ -43,14 +45,9 @@ def _corrected(
         if k > single:
             before = times[k - 1]
             decay, noise = frame.diffuse(before, t, tau)
-
-            def line(used: list[tuple[float, int]], rule: Rule) -> tuple[float, Terms]:
-                weights = rule([time for time, _ in used], before, t)  # noqa: B023
-                on_x, terms = frame.step(before, t, weights, decay)  # noqa: B023
-                return on_x, tuple((index - used[j][1], w) for j, w in terms)  # noqa: B023
-
-            p, prior = line(seen[: predictor[0]], predictor[1])
-            a, b = line([(t, index), *seen[: corrector[0]]], corrector[1])
+            step = partial(_step, frame, before, t, index, decay)
+            p, prior = step(seen[: predictor[0]], predictor[1])
+            a, b = step([(t, index), *seen[: corrector[0]]], corrector[1])
             row = Row(t, t, a, b, noise, p, prior, noise)
         seen = [(t, index), *seen]
         if k < single:
@@ -60,6 +57,14 @@ def _corrected(
         else:
             rows.append(row)
     return Plan(name, frame.view, tuple(rows))
+
+
+def _step(
+    frame: Frame, t: float, s: float, index: int, decay: float, used: Sequence[tuple[float, int]], rule: Rule
+) -> tuple[float, Terms]:
+    """(a, terms) of the step t → s by the evaluations `used`, (time, row) each, as seen from row `index`."""
+    on_x, terms = frame.step(t, s, rule([time for time, _ in used], t, s), decay)
+    return on_x, tuple((index - used[j][1], w) for j, w in terms)
 
 
 def unipc(

@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a sampler, the view ("x0" or "eps") of the denoiser they combine, and a name for people.
+    """The rows of a sampler, the view ("x0", "eps" or "v") of the denoiser they combine, and a name for people.
 
     Row k: y = p·x + Σ P[j]·H_{k-j} + q·z, H_k the view of denoiser(y, t_k), then x ← a·x + Σ B[j]·H_{k-j} + c·z; x of any shape.
     Raises ValueError for a row that is not finite, reaches back before the first call, or leaves [0, 1].
@@ -96,14 +96,14 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as a table, one row per call."""
-        head = f"{self.name}: {self.calls} calls, H = {self.view}\n"
-        columns = f"{'k':>4} {'t':>9} {'s':>9}  {'evaluate y =':<34} update x ←"
-        lines = [
-            f"{k:>4} {row.t:>9.6f} {'clean' if row.s is None else f'{row.s:.6f}':>9}  "
-            f"{_line(row.p, row.prior, _number(row.q)):<34} {_line(row.a, row.b, _noise(row))}"
-            for k, row in enumerate(self.rows)
-        ]
-        return head + "\n".join([columns, *lines])
+        evaluate = [_line(row.p, row.prior, _number(row.q)) for row in self.rows]
+        width = max(len(cell) for cell in (*evaluate, "evaluate y ="))
+        lines = [f"{self.name}: {self.calls} calls, H = {self.view}"]
+        lines.append(f"{'k':>4} {'t':>9} {'s':>9}  {'evaluate y =':<{width}} update x ←")
+        for k, (row, cell) in enumerate(zip(self.rows, evaluate, strict=True)):
+            to = "clean" if row.s is None else f"{row.s:.6f}"
+            lines.append(f"{k:>4} {row.t:>9.6f} {to:>9}  {cell:<{width}} {_line(row.a, row.b, _noise(row))}")
+        return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON (to a temporary file, then renamed)."""
