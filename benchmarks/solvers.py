@@ -4,15 +4,13 @@
     python benchmarks/solvers.py --part mixtures --family validation --seeds 20 21 22 23 --out tuning.json
     python benchmarks/solvers.py --part net --model runs/mnist --out net.json
 
-The truth is the probability-flow map itself, so what is measured is a solver's error alone: the mean over samples of
-|x - truth|/sqrt(dimensions). "Best peer" is the lowest error, per problem and number of calls, of all peer configurations.
+The truth is the probability-flow map itself: errors are means over samples of |x - truth|/sqrt(dimensions). "Best peer" is
+the lowest error, per problem and number of calls, of all peer configurations. Exit code 1 if a target is missed.
 
-- mixtures, judged: the three mixtures of shared/bench/peer_envelope.json, which also holds the best peer; the peers run here
-  too, to show that they reproduce it. Geometric mean of default over best peer at most 1.4.
-- mixtures, validation: other mixtures, the best peer measured here. Rules are tuned on these, never on the judged ones.
+- mixtures, judged: those of shared/bench/peer_envelope.json, which holds the best peer; the peers run here too, to show that
+  they reproduce it. Geometric mean of default over best peer at most 1.4.
+- mixtures, validation: others, the best peer measured here. Rules are tuned on these, never on the judged ones.
 - net: a trained network on an EDM process. Default at most 1.05 times the best peer at every number of calls.
-
-Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -52,10 +50,9 @@ MIXTURE_CALLS = (5, 6, 8, 10, 15, 20, 30, 50)
 NET_CALLS = (5, 8, 10, 15)
 MIXTURE_TARGET, NET_TARGET = 1.4, 1.05
 START = 157.4
-"""x/alpha of the mixtures' start noise, the chain's largest sigma/alpha."""
-LEVELS = 1000
+"""x/alpha of the mixtures' start noise."""
+LEVELS, DEFAULT = 1000, "default"
 DIMENSIONS, MODES, STDS = (2, 8, 32, 64), (6, 24), (0.08, 0.3)
-DEFAULT = "default"
 
 Options = dict[str, Any]
 
@@ -116,21 +113,24 @@ class Problem:
     truth: Tensor
     facts: dict[str, Any]
 
-    @property
-    def x_start(self) -> Tensor:
-        """x_T."""
-        return self.start * self.denoiser.process.moments(1.0)[0]
+    def flow(self, linear: bool = False) -> peers.Flow:
+        """The same denoiser as the peers see it: in y = x/alpha and rho = sigma/alpha, on a chain of `LEVELS` levels.
 
-    def flow(self) -> peers.Flow:
-        """The same denoiser as the peers see it: in y = x/alpha and rho = sigma/alpha, on a chain of `LEVELS` levels."""
+        Their spacings are even in the index of a level: the levels are the process's own, or those of the linear chain.
+        """
         process = self.denoiser.process
         times = torch.linspace(process.t_min, 1, LEVELS, dtype=torch.float64)
+        levels = process.log_ratio(times).exp()
+        if linear:
+            betas = chain("linear")
+            usual = betas.log_ratio(torch.arange(1, betas.steps + 1, dtype=torch.float64) / betas.steps).exp()
+            levels = torch.cat([usual[usual < levels[-1]], levels[-1:]])
 
         def denoise(y: Tensor, rho: float) -> Tensor:
-            t = float(process.time_of(torch.tensor(rho, dtype=torch.float64).log()))
+            t = float(process.time_of(torch.tensor(math.log(rho), dtype=torch.float64)))
             return self.denoiser(y.to(torch.float64) * process.moments(t)[0], t).x0
 
-        return peers.Flow(denoise, tuple(process.log_ratio(times).exp().tolist()))
+        return peers.Flow(denoise, tuple(levels.tolist()))
 
 
 Solve = Callable[[Problem, int], Tensor | None]
@@ -150,21 +150,22 @@ def ours(sampler: str, options: Options, grid: str) -> Solve:
             plan = ALL[sampler](problem.denoiser.process, calls, grid, **options)
         except ValueError:  # so many calls, or this grid, are refused
             return None
-        return sample(problem.denoiser, plan, start=problem.x_start, noise=Noise(0))
+        return sample(problem.denoiser, plan, start=problem.start * problem.denoiser.process.moments(1.0)[0], noise=Noise(0))
 
     return solve
 
 
 def by_default(problem: Problem, calls: int) -> Tensor:
     """What a user gets who names a number of calls only."""
-    return sample(problem.denoiser, calls=calls, start=problem.x_start, noise=Noise(0))
+    return sample(problem.denoiser, calls=calls, start=problem.start * problem.denoiser.process.moments(1.0)[0], noise=Noise(0))
 
 
-def theirs() -> dict[str, Solve]:
-    """The peers."""
+def theirs(part: str) -> dict[str, Solve]:
+    """The peers; on a net, whose process is not a chain, on both kinds of levels."""
+    kinds = {"": False, "on linear levels: ": True} if part == "net" else {"": False}
     return {
-        name: lambda problem, calls, peer=peer: peer(problem.flow(), problem.start, calls)
-        for name, peer in peers.everyone().items()
+        f"{label}{name}": lambda problem, calls, peer=peer, linear=linear: peer(problem.flow(linear), problem.start, calls)
+        for (label, linear), (name, peer) in product(kinds.items(), peers.everyone().items())
     }
 
 
@@ -236,8 +237,8 @@ def net_problem(directory: Path, n: int, fine: int) -> Problem:
     solve = ours("dpm_solver_pp_single", {"order": 3}, "log_snr")
     bare = Problem("net", denoiser, start, start, {})
     rough, truth = solve(bare, fine // 2), solve(bare, fine)
-    assert rough is not None
-    assert truth is not None
+    if rough is None or truth is None:
+        raise InputError(f"--fine {fine} calls are too few for the truth; give at least 16")
     facts = {"model": str(directory), "n": n, "fine_calls": fine, "fine_against_half": distance(rough, truth)}
     print(f"truth: {fine} calls, {facts['fine_against_half']:.1e} from {fine // 2} calls", flush=True)
     return Problem(directory.name, denoiser, start, truth, facts)
@@ -297,15 +298,15 @@ def report(results: Sequence[Result], budgets: Sequence[int]) -> dict[str, Any]:
     print(f"\ndefault\n{'problem':<{width}} {'calls':>5} {'default':>10} {'best peer':>10} {'ratio':>7}  best peer's name")
     for result, calls in product(results, budgets):
         ratio, (error, name) = result.ratio(DEFAULT, calls), result.envelope[calls]
-        mine, shown = result.ours[DEFAULT].get(calls, math.nan), math.nan if ratio is None else ratio
-        print(f"{result.problem:<{width}} {calls:>5} {mine:>10.3e} {error:>10.3e} {shown:>7.2f}  {name}")
+        mine = result.ours[DEFAULT].get(calls, math.nan)
+        print(f"{result.problem:<{width}} {calls:>5} {mine:>10.3e} {error:>10.3e} {ratio or math.nan:>7.2f}  {name}")
     by_calls = {f"{calls}": ranking(results, [calls]) for calls in budgets}
     by_calls["all"] = ranking(results, budgets)
     print(f"\n{'calls':>5} {'default':>8}   best of our named plans, by geometric mean ratio to the best peer")
     for label, ranks in by_calls.items():
-        default = next((ratio for ratio, name in ranks if name == DEFAULT), math.nan)
-        best = [f"{ratio:.2f} {name}" for ratio, name in ranks if name != DEFAULT][:4]
-        print(f"{label:>5} {default:>8.2f}   {'   '.join(best)}")
+        by_name = {name: ratio for ratio, name in ranks}
+        best = [f"{ratio:.2f} {name}" for name, ratio in by_name.items() if name != DEFAULT][:4]
+        print(f"{label:>5} {by_name.get(DEFAULT, math.nan):>8.2f}   {'   '.join(best)}")
     return {"ranking": by_calls}
 
 
@@ -344,7 +345,7 @@ def run(arguments: argparse.Namespace) -> bool:
     earlier: Any = read_json(arguments.reuse_peers) if arguments.reuse_peers else {"results": []}
     kept = {item["problem"]: item["peers"] for item in earlier["results"]}
     named = all_ours(arguments.plans)
-    others = {} if by_file and arguments.skip_peers else theirs()
+    others = {} if by_file and arguments.skip_peers else theirs(arguments.part)
     results = []
     for problem in problems(arguments, known["protocol"]):
         start = time.perf_counter()

@@ -53,19 +53,17 @@ def conforms(case: Case, name: str, plan: Plan, calls: int, end: float | None) -
 
     assert all(type(number) is float for number in numbers(plan)), "a number that is not a plain float"
     assert all(abs(number) < float("inf") for number in numbers(plan))
-    assert plan.stochastic == (case.kind == "law" or case.sampler in STOCHASTIC or "churn" in case.options) or plan.calls < 12
     assert len(str(plan).splitlines()) == plan.calls + 2
-
-
-STOCHASTIC = ("ancestral", "euler_maruyama", "reverse_diffusion")
 
 
 @pytest.mark.parametrize("key", CASES)
 def test_on_its_own_grid(key: str) -> None:
+    case, noisy = CASES[key], ("ancestral", "euler_maruyama", "reverse_diffusion")
+    assert case.plan(VP(), 14).stochastic == (case.kind == "law" or case.sampler in noisy or "churn" in case.options)
     for name, p in PROCESSES.items():
-        conforms(CASES[key], name, CASES[key].plan(p, 14), 14, None)
+        conforms(case, name, case.plan(p, 14), 14, None)
     for name in ("vp", "edm", "zero_cosine"):
-        conforms(CASES[key], name, CASES[key].plan(PROCESSES[name], 13, end=0.15), 13, 0.15)
+        conforms(case, name, case.plan(PROCESSES[name], 13, end=0.15), 13, 0.15)
 
 
 @pytest.mark.parametrize("sampler", ALL)
@@ -121,6 +119,14 @@ def test_wrong_ends_and_options_are_refused(key: str) -> None:
             case.plan(VP(), 20, end=end)
     with pytest.raises(TypeError):
         ALL[case.sampler](VP(), 20, sharpness=3)
+
+
+def test_an_end_without_noise_is_reached_or_refused_by_name() -> None:
+    for case in CASES.values():
+        try:
+            assert case.plan(VP(), 20, end=0.0).rows[-1].s == 0
+        except ValueError as error:
+            assert "end=0" in str(error), case  # noqa: PT017
 
 
 WRONG: dict[str, dict[str, Any]] = {

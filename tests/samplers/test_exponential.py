@@ -27,6 +27,7 @@ from ornstein.process import VE, VP, Cosine, GaussianProcess, SubVP
 from ornstein.samplers import (
     ALL,
     Plan,
+    adams,
     ancestral,
     ddim,
     deis,
@@ -299,6 +300,20 @@ def test_lms_is_deis_in_the_ratio(name: str, spacing: tuple[str, int, float, flo
                 found = sum(w * node**power for (_, w), node in zip(row.b, nodes, strict=True))
                 size = sum(abs(w) * node**power for (_, w), node in zip(row.b, nodes, strict=True))
                 assert abs(found - exact) < 1e-9 * (alpha * unit + size)
+
+
+@settings(max_examples=20)
+@given(name=names, spacing=grids, order=st.integers(1, 4))
+def test_adams_of_other_views_has_other_names(name: str, spacing: tuple[str, int, float, float | None], order: int) -> None:
+    p = PROCESSES[name]
+    times, end = times_of(p, spacing), spacing[3]
+    n, given = len(times), {"order": order, "end": end}
+    same_rows(adams(p, n, times, view="eps", variable="growth", correct=False, **given), lms(p, n, times, **given))
+    same_rows(adams(p, n, times, view="eps", variable="t", correct=False, **given), deis(p, n, times, degree=order - 1, end=end))
+    same_rows(
+        adams(p, n + (end is not None), times, view="x0", variable="lambda", **given),
+        sa_solver(p, n + (end is not None), times, predictor=order, corrector=order, tau=0.0, end=end),
+    )
 
 
 ROW_TEST = [

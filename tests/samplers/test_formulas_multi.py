@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -12,11 +11,12 @@ import torch
 from sampler_cases import integral, lagrange, lam, level, mixture, time_at
 from torch import Tensor
 
-from ornstein.grid import Grid, karras, log_snr, quadratic, uniform
+from ornstein.grid import Spacing, karras, log_snr, quadratic, uniform
 from ornstein.noise import Noise
 from ornstein.process import EDM, VE, VP, GaussianProcess, SubVP
 from ornstein.samplers import (
     Plan,
+    adams,
     deis,
     dpm_solver_multistep,
     dpm_solver_pp,
@@ -32,6 +32,8 @@ N, D = 6, 2
 NOISE = Noise(11)
 PROCESSES: dict[str, GaussianProcess] = {"vp": VP(), "ve": VE(0.02, 10.0), "sub_vp": SubVP(), "edm": EDM()}
 every = pytest.mark.parametrize("name", PROCESSES)
+uneven = pytest.mark.parametrize("spacing", [log_snr, karras])
+"""Equal steps hide a ratio that is upside down."""
 
 
 def z(step: int) -> Tensor:
@@ -105,10 +107,11 @@ def test_deis_in_time(name: str) -> None:
 
 
 @every
-def test_dpm_solver_multistep(name: str) -> None:
+@uneven
+def test_dpm_solver_multistep(spacing: Spacing, name: str) -> None:
     """Lu et al. 2022, arXiv 2211.01095, appendix: the multistep solver on eps."""
     p, seen = PROCESSES[name], []
-    times, x = log_snr(p, 9), start(p)
+    times, x = spacing(p, 9), start(p)
     for k, (t, s) in enumerate(pairwise(times)):
         seen.append(mixture(p)(x, t).eps)
         h = lam(p, s) - lam(p, t)
@@ -116,7 +119,7 @@ def test_dpm_solver_multistep(name: str) -> None:
         if k:
             r = (lam(p, t) - lam(p, times[k - 1])) / h
             x = x - level(p, s)[1] * math.expm1(h) / (2 * r) * (seen[-1] - seen[-2])
-    close(dpm_solver_multistep(p, 9), p, mixture(p)(x, times[-1]).x0)
+    close(dpm_solver_multistep(p, 9, spacing), p, mixture(p)(x, times[-1]).x0)
 
 
 def moments(h: float, rate: float) -> tuple[float, float, float]:
@@ -127,8 +130,8 @@ def moments(h: float, rate: float) -> tuple[float, float, float]:
 
 
 @every
-@pytest.mark.parametrize("spacing", [log_snr, karras])
-def test_dpm_solver_pp_3m(spacing: Callable[[GaussianProcess, int], Grid], name: str) -> None:
+@uneven
+def test_dpm_solver_pp_3m(spacing: Spacing, name: str) -> None:
     """Lu et al. 2022, arXiv 2211.01095: x_s = sigma_s/sigma x + alpha_s ∫_0^h e^{u-h} x0(u) du, x0(u) Newton's parabola."""
     p, seen = PROCESSES[name], []
     times, x = spacing(p, 9), start(p)
@@ -151,10 +154,11 @@ def test_dpm_solver_pp_3m(spacing: Callable[[GaussianProcess, int], Grid], name:
 
 @every
 @pytest.mark.parametrize("order", [2, 3])
-def test_dpm_solver_pp_sde(order: int, name: str) -> None:
+@uneven
+def test_dpm_solver_pp_sde(spacing: Spacing, order: int, name: str) -> None:
     """Lu et al. 2022, arXiv 2211.01095, section 5: SDE-DPM-Solver++(2M), and its parabola at order 3."""
     p, seen = PROCESSES[name], []
-    times, x = log_snr(p, 9), start(p)
+    times, x = spacing(p, 9), start(p)
     for k, (t, s) in enumerate(pairwise(times)):
         seen.append(mixture(p)(x, t).x0)
         (_, sigma), (alpha_s, sigma_s), h = level(p, t), level(p, s), lam(p, s) - lam(p, t)
@@ -169,7 +173,7 @@ def test_dpm_solver_pp_sde(order: int, name: str) -> None:
             bend = (slope - (seen[-2] - seen[-3]) / earlier) / (before + earlier)
             mixed = mixed + one * slope + (two + before * one) * bend
         x = sigma_s / sigma * math.exp(-h) * x + alpha_s * mixed + sigma_s * math.sqrt(-math.expm1(-2 * h)) * z(k)
-    close(dpm_solver_pp_sde(p, 9, order=order), p, mixture(p)(x, times[-1]).x0)
+    close(dpm_solver_pp_sde(p, 9, spacing, order=order), p, mixture(p)(x, times[-1]).x0)
 
 
 def unipc_line(
@@ -195,10 +199,11 @@ def unipc_line(
 @every
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order: int, variant: str, name: str) -> None:
+@uneven
+def test_unipc(spacing: Spacing, order: int, variant: str, name: str) -> None:
     """Zhao et al. 2023, arXiv 2302.04867, algorithms 5-8 (UniP-p, then UniC-p), on x0, warmed up from order 1."""
     p, o = PROCESSES[name], mixture(PROCESSES[name])
-    times, x = log_snr(p, 9), start(p)
+    times, x = spacing(p, 9), start(p)
     seen = [(times[0], o(x, times[0]).x0)]  # the latest first
     ahead = x
     for t, s in pairwise(times):
@@ -210,8 +215,8 @@ def test_unipc(order: int, variant: str, name: str) -> None:
         x = unipc_line(p, x, m0, t, s, [*others, (s, new)], variant)
         seen = [(s, new), *seen]
     # the last evaluation is the clean data; with an end, the corrected state is what is left
-    close(unipc(p, 9, order=order, variant=variant), p, seen[0][1])
-    close(unipc(p, 9, log_snr(p, 9)[:-1], order=order, variant=variant, end=times[-1]), p, x)
+    close(unipc(p, 9, spacing, order=order, variant=variant), p, seen[0][1])
+    close(unipc(p, 9, times[:-1], order=order, variant=variant, end=times[-1]), p, x)
 
 
 def stochastic_weights(p: GaussianProcess, nodes: list[float], t: float, s: float, tau: float) -> list[float]:
@@ -231,7 +236,7 @@ def stochastic_weights(p: GaussianProcess, nodes: list[float], t: float, s: floa
 def test_sa_solver(predictor: int, corrector: int, tau: float, name: str) -> None:
     """Xue et al. 2023, arXiv 2309.05019, algorithm 1: the predictor evaluates, the corrector uses that evaluation, one noise."""
     p, o = PROCESSES[name], mixture(PROCESSES[name])
-    times, x = log_snr(p, 8), start(p)
+    times, x = karras(p, 8), start(p)
     nodes, seen = [times[0]], [o(x, times[0]).x0]
     for k, (t, s) in enumerate(pairwise(times)):
         h = lam(p, s) - lam(p, t)
@@ -246,10 +251,39 @@ def test_sa_solver(predictor: int, corrector: int, tau: float, name: str) -> Non
             x = kept + many(stochastic_weights(p, used, t, s, tau), [*seen, new])
         nodes.append(s)
         seen.append(new)
-    plan = sa_solver(p, 8, predictor=predictor, corrector=corrector, tau=tau)
+    plan = sa_solver(p, 8, "karras", predictor=predictor, corrector=corrector, tau=tau)
     close(plan, p, seen[-1])
     stopped = sa_solver(p, 8 - (corrector == 0), times[:-1], predictor=predictor, corrector=corrector, tau=tau, end=times[-1])
     close(stopped, p, x)
+
+
+@every
+@pytest.mark.parametrize("variable", ["lambda", "t", "growth"])
+@pytest.mark.parametrize("correct", [True, False])
+def test_adams_in_the_v_view(correct: bool, variable: str, name: str) -> None:
+    """dX = v d angle for X = x/sqrt(alpha² + sigma²): ∫ of the polynomial through v, in the angle, in lambda or in t."""
+    p, o = PROCESSES[name], mixture(PROCESSES[name])
+    times, x = karras(p, 8), start(p)
+
+    def place(angle: float) -> float:
+        log_snr = -math.log(math.tan(angle))
+        return {"growth": angle, "lambda": log_snr, "t": time_at(p, log_snr)}[variable]
+
+    def turn(x: Tensor, t: float, s: float, nodes: list[float], seen: list[Tensor]) -> Tensor:
+        angle = {time: math.atan2(*reversed(level(p, time))) for time in (t, s, *nodes)}
+        at = [place(angle[node]) for node in nodes]
+        weights = [integral(lambda u, j=j: lagrange(at, j, place(u)), angle[t], angle[s]) for j in range(len(at))]
+        return math.hypot(*level(p, s)) * (x / math.hypot(*level(p, t)) + many(weights, seen))
+
+    nodes, seen = [times[0]], [o(x, times[0]).v]
+    for t, s in pairwise(times):
+        ahead = turn(x, t, s, nodes[:2], seen)
+        new = o(ahead, s)
+        x = turn(x, t, s, [s, *nodes[:2]], [*seen, new.v]) if correct else ahead
+        nodes, seen = [s, *nodes], [*seen, new.v]
+    # clean data is alpha·x - sigma·v, with the state as it was corrected
+    (alpha, sigma), scale = level(p, times[-1]), math.hypot(*level(p, times[-1]))
+    close(adams(p, 8, "karras", variable=variable, correct=correct), p, alpha / scale**2 * x - sigma / scale * new.v)
 
 
 def test_evaluations_are_remembered_past_a_single_step_start() -> None:

@@ -30,7 +30,6 @@ from ornstein.samplers import (
     lms,
     midpoint,
     pndm,
-    probability_flow_euler,
     propagate,
     run,
     runge_kutta,
@@ -66,7 +65,6 @@ class Declared:
 
 ORDERS: dict[str, Declared] = {
     "ddim": Declared(1, ddim),
-    "probability_flow_euler": Declared(1, probability_flow_euler),
     "heun": Declared(2, heun),
     "midpoint": Declared(2, midpoint),
     "heun_t": Declared(2, runge_kutta, "quadratic"),
@@ -93,7 +91,6 @@ ORDERS: dict[str, Declared] = {
     "sa_solver_2_2": Declared(3, sa_solver, tau=0.0),
     "sa_solver_1_3": Declared(2, sa_solver, predictor=1, corrector=3, tau=0.0),
     "adams_v": Declared(3, adams),
-    "adams_v_t": Declared(3, adams, variable="t"),
     "adams_v_angle": Declared(3, adams, variable="growth"),
     "adams_v_3": Declared(3, adams, order=3),
 }

@@ -122,7 +122,8 @@ def sa_solver(
     """SA-Solver: stochastic Adams predictor of `predictor` steps and corrector of `corrector` steps (0: none), noise tau·g.
 
     tau = 0 is deterministic, where predictor p and corrector p are UniPC-p with exact polynomials; predictor 1, corrector 0
-    and tau = 1 is DDIM(1). Weak order 2 from predictor 2 on; exact in law for constant x0.
+    and tau = 1 is DDIM(1). Weak order 2 from predictor 2 or corrector 1 on (tau = 0: order
+    min(predictor, corrector) + 1); exact in law for constant x0.
     Source: Xue et al. 2023, arXiv 2309.05019.
     """
     if predictor < 1 or corrector < 0 or tau < 0:

@@ -69,8 +69,8 @@ class Frame:
 
         Times given as such are those of the calls; a grid by name begins at `start`.
         """
-        if end is not None and not 0 <= end < self.start:
-            raise ValueError(f"end={end} must lie in [0, {self.start:g}); None goes to clean data")
+        if end is not None and not (0 <= end < self.start and floats(self.process, end)[1] > 0):
+            raise ValueError(f"end={end} must lie below {self.start:g} and hold some noise; None goes to clean data")
         times = make(self.process, calls, grid, start=self.start, end=end)
         if self.view == "eps" and self._level(times[0])[0] == 0:
             raise ValueError(f"grid starts at t={times[0]:g}, where eps says nothing of x0; start it where alpha > 0")

@@ -1,6 +1,6 @@
 """Plans that remember earlier evaluations: Adams-Bashforth methods in every frame and variable, PNDM, DPM-Solver multistep.
 
-All are one recursion (`_multistep`): a rule says how much each remembered H weighs in the step t → s. At the start, where too
+All are one recursion (`multistep`): a rule says how much each remembered H weighs in the step t → s. At the start, where too
 few are remembered, the order climbs from 1, or with `starts="single_step"` the first steps are DPM-Solver-3's, so that the
 warm-up does not cap the order.
 """
