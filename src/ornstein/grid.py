@@ -56,13 +56,8 @@ def vp_time(process: GaussianProcess, n: int, *, start: float = 1.0, end: float 
     Dense around sigma = alpha, the denser the larger `power`. Without `end` the last call is one step above the data, or at
     t_min if that is noisier: few calls spend none where nothing is left to decide.
     """
-    clock = VP()
-
-    def root(t: float) -> float:
-        noise = process.log_ratio(t).clamp(max=16)  # alpha may be 0 at the start
-        return float(clock.time_of(noise) ** (1 / power))
-
-    high, low = root(start), root(_last(process, end))
+    clock = VP(0.2, 79.8)  # VP() itself, in half its time: so it goes on to sigma/alpha = e^20
+    high, low = (float(clock.time_of(noise) ** (1 / power)) for noise in _ends(process, start, end))
     if end is None:
         low = max(high / _positive(n), low)
     return _at_ratios(process, clock.log_ratio((high + _ramp(n) * (low - high)) ** power), start, end, n)

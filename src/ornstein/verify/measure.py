@@ -145,7 +145,7 @@ def _part(process: str, made: GaussianProcess, names: Sequence[str], claims: Map
 def examine(name: str, claim: Claim, bench: Bench) -> Result:
     """One sampler on one bench."""
     begun, failures = time.monotonic(), []
-    process, grid = bench.process, bench.grid(claim.grid)
+    process, grid, usual = bench.process, bench.grid(claim.grid), bench.grid(claim.usual or claim.grid)
     stochastic, short = claim.plan(process, CALLS[-1], grid).stochastic, True
     for pair in FINE:
         orders = _orders(claim, bench, pair, stochastic)
@@ -157,7 +157,7 @@ def examine(name: str, claim: Claim, bench: Bench) -> Result:
     errors: dict[int, float] = {}
     for calls in (*CALLS, BIAS_CALLS):
         try:
-            plan = claim.plan(process, calls, grid)
+            plan = claim.plan(process, calls, usual)
         except ValueError:
             continue  # a method with a warm-up has a least number of calls, which it states
         if plan.calls > calls:
@@ -168,7 +168,7 @@ def examine(name: str, claim: Claim, bench: Bench) -> Result:
         failures.append(f"no plan for {', '.join(map(str, CALLS))} calls")
     if claim.constants:
         failures += _constants(claim, bench, grid)
-    law = propagate(claim.plan(process, BIAS_CALLS, grid), bench.gaussian)[-1]
+    law = propagate(claim.plan(process, BIAS_CALLS, usual), bench.gaussian)[-1]
     deviations = bench.gaussian.variances.sqrt()
     bias = (law.mean - bench.gaussian.mean @ bench.gaussian.directions) / deviations
     spread = law.variances.sqrt() / deviations - 1
