@@ -17,7 +17,7 @@ def default_plan(process: GaussianProcess, calls: int) -> Plan:
 
     Up to 8 calls `ipndm`, up to 12 `adams` of order 2 in the v view, beyond that of order 3, on `vp_time`. The grid's power
     rises from 1 at 5 calls to 2 at 15: with few calls the steps must be even where an image takes shape, with more they go
-    where the flow bends most. Set on mixtures and digits, judged on others: see benchmarks/solvers.py.
+    where the flow bends most. Set on mixtures, digits and an MNIST net; docs/results.md says what judges it.
     """
     if calls < 1:
         raise ValueError(f"calls={calls} must be at least 1")
