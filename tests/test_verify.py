@@ -1,4 +1,4 @@
-"""`verify` passes what is right and catches what is wrong: fifteen samplers with one slip each."""
+"""`verify` passes what is right and catches what is wrong: sixteen samplers with one slip each."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ WRONG: dict[str, Claim] = {
     "corrector without its half": Claim(edited(samplers.unipc, whole_corrector, order=1), 2),
     "middle of the middle": Claim(edited(samplers.dpm_solver, half_way_to_the_middle, order=2, fast=False), 2),
     "a call too many": Claim(one_call_more, 2),
+    "no number at all": Claim(edited(samplers.ddim, lambda p, k, r, plan: replace(r, a=1e300, b=scaled(r.b, {0: 1e300}))), 1),
 }
 
 

@@ -1,7 +1,7 @@
 """Plans that look ahead within a step: Runge-Kutta in several variables, EDM's Heun with churn, DPM-Solver 2 and 3, ++2S.
 
 A step is a list of stages (time, weights on x and on the earlier evaluations of the step) and a last line of weights;
-`_rows` turns it into rows. A method with m stages makes as many steps as the calls allow, and calls left over go unused.
+`step_rows` turns it into rows. A method with m stages makes as many steps as the calls allow, and calls left over go unused.
 """
 
 from __future__ import annotations
