@@ -40,6 +40,12 @@ _HOME = {
     "Row": "samplers",
     "Trajectory": "samplers",
     "sample": "samplers",
+    "sample_adaptive": "samplers",
+    "log_prob": "likelihood",
+    "bits_per_dim": "likelihood",
+    "encode": "likelihood",
+    "decode": "likelihood",
+    "slerp": "likelihood",
     "UNet": "nets",
     "MLP": "nets",
     "Contract": "contract",
@@ -76,15 +82,21 @@ __all__ = [
     "Trajectory",
     "UNet",
     "__version__",
+    "bits_per_dim",
     "bound",
+    "decode",
+    "encode",
     "grid",
     "load",
+    "log_prob",
     "losses",
     "metrics",
     "nets",
     "process",
     "sample",
+    "sample_adaptive",
     "samplers",
+    "slerp",
     "testing",
 ]
 
@@ -93,12 +105,13 @@ if TYPE_CHECKING:
     from ornstein.contract import Contract
     from ornstein.denoiser import Clipped, Denoiser, DynamicThreshold, Prediction
     from ornstein.files import InputError
+    from ornstein.likelihood import bits_per_dim, decode, encode, log_prob, slerp
     from ornstein.losses import DenoisingLoss, Discretised, LossAware, Times, bound
     from ornstein.model import load
     from ornstein.nets import MLP, UNet
     from ornstein.noise import Noise
     from ornstein.process import EDM, VE, VP, Chain, Cosine, GaussianProcess, LinearSDE, Rectified, SubVP
-    from ornstein.samplers import Plan, Row, Trajectory, sample
+    from ornstein.samplers import Plan, Row, Trajectory, sample, sample_adaptive
     from ornstein.system import System
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 PATIENCE = 2.0
 """Seconds before a bar appears."""
+_PERMILLE = 1000
 
 
-def track(items: Iterable[T], total: int, description: str, *, enabled: bool = True) -> Iterator[T]:
+def track(items: Iterable[T], total: int, description: str, *, enabled: bool = True) -> Generator[T, None, None]:
     """`items` one by one, with a bar of `total` on standard error once `PATIENCE` seconds have passed, if it is a terminal."""
     if not enabled or not sys.stderr.isatty():
         yield from items
@@ -35,3 +37,20 @@ def track(items: Iterable[T], total: int, description: str, *, enabled: bool = T
     finally:
         if drawn:
             bar.stop()
+
+
+@contextmanager
+def gauge(description: str, *, enabled: bool = True) -> Iterator[Callable[[float], None]]:
+    """A bar for work whose length is not known beforehand: call what it gives with the part that is done, in [0, 1]."""
+    ticks = track(range(_PERMILLE), _PERMILLE, description, enabled=enabled)
+    shown = 0
+
+    def tell(part: float) -> None:
+        nonlocal shown
+        while shown < round(part * _PERMILLE) and next(ticks, None) is not None:
+            shown += 1
+
+    try:
+        yield tell
+    finally:
+        ticks.close()

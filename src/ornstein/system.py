@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from ornstein.contract import Contract
 from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision
 from ornstein.files import InputError
 from ornstein.grid import log_snr
+from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
 from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
 from ornstein.noise import Noise
-from ornstein.samplers import Hook, Plan, default_plan, sample
+from ornstein.samplers import Adaptive, Draws, Hook, LangevinCorrector, Plan, Solver, default_plan, sample, sample_adaptive
 
 CHUNK = 64
 """Samples drawn at a time unless told otherwise: bounds memory, changes nothing else."""
@@ -75,7 +76,7 @@ class System:
         n: int,
         *,
         cond: CondInput = None,
-        sampler: Plan | int | None = None,
+        sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
         batch_size: int | None = None,
@@ -85,24 +86,45 @@ class System:
         """n samples (n, *) in the data's own range.
 
         `cond` is one value for all or one per sample, {"label": 3} or {"label": [0, 1, 2]}, by number or by class name;
-        None draws without condition. `sampler` is a plan, a number of network calls, or None for the model's default.
+        None draws without condition. `sampler` is a plan, a number of network calls, a solver that chooses its steps, or None
+        for the model's default. `after` acts between the rows of a plan (guidance, a corrector).
         """
-        plan = self.plan if sampler is None else sampler
-        if not isinstance(plan, Plan):
-            plan = default_plan(self.denoiser.process, plan or 50)
-        x0 = sample(
-            self.shaped_denoiser(),
-            plan,
-            shape=(n, *self.contract.shape),
-            noise=noise,
-            cond=self.conditions(cond, n),
-            first=first,
-            batch_size=CHUNK if batch_size is None else batch_size,
-            after=after,
-            device=self.device,
+        return self.draw(
+            n, cond=cond, sampler=sampler, noise=noise, first=first, batch_size=batch_size, after=after, progress=progress
+        ).x0
+
+    def draw(
+        self,
+        n: int,
+        *,
+        cond: CondInput = None,
+        sampler: Plan | Adaptive | int | None = None,
+        noise: Noise,
+        first: int = 0,
+        batch_size: int | None = None,
+        after: Hook | None = None,
+        progress: bool = False,
+    ) -> Draws:
+        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,)."""
+        chosen = self.plan if sampler is None else sampler
+        if chosen is None or isinstance(chosen, int):
+            chosen = default_plan(self.denoiser.process, chosen or 50)
+        denoiser, shape = self.shaped_denoiser(), (n, *self.contract.shape)
+        conditions, size = self.conditions(cond, n), CHUNK if batch_size is None else batch_size
+        if isinstance(chosen, Plan):
+            x0 = sample(
+                denoiser, chosen, shape=shape, noise=noise, cond=conditions, first=first, batch_size=size, after=after,
+                device=self.device, progress=progress,
+            )  # fmt: skip
+            extra = after.calls(chosen) if isinstance(after, LangevinCorrector) else chosen.calls
+            return Draws(self.contract.decode(x0), torch.full((n,), extra))
+        if after is not None:
+            raise InputError(f"{chosen.name} has no rows for `after` to act between; give a plan")
+        drawn = sample_adaptive(
+            denoiser, chosen, shape=shape, noise=noise, cond=conditions, first=first, batch_size=size, device=self.device,
             progress=progress,
-        )
-        return self.contract.decode(x0)
+        )  # fmt: skip
+        return Draws(self.contract.decode(drawn.x0), drawn.calls)
 
     def shaped_denoiser(self) -> Denoises:
         """The denoiser with the precision, clipping or thresholding that the recipe asked for."""
@@ -162,11 +184,94 @@ class System:
         process = self.denoiser.process
         x0 = self.contract.encode(x).to(self.device)
         times = log_snr(process, levels)
-        decoder = None
-        if self.contract.levels is not None and self.contract.bounds is not None:
-            decoder = Discretised(self.contract.levels, *self.contract.bounds)
+        decoder = self.quantisation
+        if decoder is not None:
             end = float(process.time_of(torch.tensor(math.log(decoder.width / 6), dtype=torch.float64)))
             times = tuple(t for t in times if t > end)
         if samples is not None and not 1 <= samples < len(times):
             raise InputError(f"draws={samples} must lie between 1 and the {len(times) - 1} noise levels of the bound")
         return bound(self.denoiser, x0, times, noise, decoder=decoder, cond=cond, samples=samples, first=first, progress=progress)
+
+    def log_prob(
+        self,
+        x: Tensor,
+        *,
+        cond: CondInput = None,
+        solver: Solver | None = None,
+        divergence: str = "rademacher",
+        probes: int = 8,
+        noise: Noise,
+        first: int = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> LogProb:
+        """log p(x) in nats of data x (n, *), as a density in the data's own units; see `ornstein.log_prob`."""
+        found = log_prob(
+            self.denoiser, self.contract.encode(x).to(self.device), cond=self.conditions(cond, len(x)), solver=solver,
+            divergence=divergence, probes=probes, noise=noise, first=first, batch_size=batch_size or CHUNK, progress=progress,
+        )  # fmt: skip
+        numbers = math.prod(self.contract.shape[1:])
+        return replace(found, value=found.value - numbers * sum(math.log(abs(scale)) for scale in self.contract.scale))
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        *,
+        dequantisation: str = "uniform",
+        cond: CondInput = None,
+        solver: Solver | None = None,
+        divergence: str = "rademacher",
+        probes: int = 8,
+        noise: Noise,
+        first: int = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> BitsPerDim:
+        """Bits per dimension of data x (n, *) on their declared grey levels, by the flow; see `ornstein.bits_per_dim`."""
+        decoder = self.quantisation
+        if decoder is None:
+            raise InputError("the data declare no grey levels: bits per dimension mean nothing; use log_prob, in nats")
+        return bits_per_dim(
+            self.denoiser, self.contract.encode(x).to(self.device), decoder, dequantisation=dequantisation,
+            cond=self.conditions(cond, len(x)), solver=solver, divergence=divergence, probes=probes, noise=noise, first=first,
+            batch_size=batch_size or CHUNK, progress=progress,
+        )  # fmt: skip
+
+    @property
+    def quantisation(self) -> Discretised | None:
+        """The grey levels that the data declare, in model units, or None."""
+        if self.contract.levels is None or self.contract.bounds is None:
+            return None
+        return Discretised(self.contract.levels, *self.contract.bounds)
+
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        cond: CondInput = None,
+        solver: Solver | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Latents:
+        """The latents (n, *) of data x (n, *) in their own range, about normal with std `process.prior_std`."""
+        return encode(
+            self.denoiser, self.contract.encode(x).to(self.device), cond=self.conditions(cond, len(x)), solver=solver,
+            batch_size=batch_size or CHUNK, progress=progress,
+        )  # fmt: skip
+
+    def decode(
+        self,
+        latent: Tensor,
+        *,
+        cond: CondInput = None,
+        solver: Solver | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """The data (n, *), in their own range, of latents (n, *): the inverse of `encode` under the same condition."""
+        return self.contract.decode(
+            decode(
+                self.denoiser, latent.to(self.device), cond=self.conditions(cond, len(latent)), solver=solver,
+                batch_size=batch_size or CHUNK, progress=progress,
+            )
+        )  # fmt: skip

@@ -34,7 +34,7 @@ class Oracle(ABC):
         if cond is not None:
             raise ValueError(f"cond={sorted(cond)} was given to {type(self).__name__}, which has no condition; pass None")
         alpha, sigma = self.process.moments(t)
-        flat = x_t.detach().flatten(1).to(device="cpu", dtype=torch.float64)
+        flat = x_t.flatten(1).to(device="cpu", dtype=torch.float64)
         x0 = self._mean(flat, align(alpha, flat), align(sigma, flat))
         return Prediction.from_x0(x_t, alpha, sigma, x0.reshape(x_t.shape).to(x_t))
 

@@ -1,12 +1,15 @@
-"""Samplers: plans (fixed grids as data) and the loop that runs them."""
+"""Samplers: plans (fixed grids as data) and the loop that runs them; solvers that choose their steps; a corrector."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from ornstein.samplers.adaptive import ADAPTIVE, Adaptive, AdaptiveDPMSolver, Draws, GottaGoFast, sample_adaptive
 from ornstein.samplers.corrected import adams, sa_solver, unipc
 from ornstein.samplers.default import default_plan
 from ornstein.samplers.exact import Law, propagate
+from ornstein.samplers.flow import RK45, FixedSteps, Flow, Solved, Solver
+from ornstein.samplers.langevin import LangevinCorrector
 from ornstein.samplers.loop import Hook, Step, Trajectory, run, sample
 from ornstein.samplers.multistep import (
     deis,
@@ -58,12 +61,23 @@ ALL: dict[str, Sampler] = {
 """Names that recipes and the command line know."""
 
 __all__ = [
+    "ADAPTIVE",
     "ALL",
+    "RK45",
+    "Adaptive",
+    "AdaptiveDPMSolver",
+    "Draws",
+    "FixedSteps",
+    "Flow",
+    "GottaGoFast",
     "Hook",
+    "LangevinCorrector",
     "Law",
     "Plan",
     "Row",
     "Sampler",
+    "Solved",
+    "Solver",
     "Step",
     "Trajectory",
     "adams",
@@ -90,5 +104,6 @@ __all__ = [
     "runge_kutta",
     "sa_solver",
     "sample",
+    "sample_adaptive",
     "unipc",
 ]

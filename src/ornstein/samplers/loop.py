@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,14 @@ from ornstein.samplers.plan import Plan, Row
 
 @dataclass(frozen=True)
 class Step:
-    """What a hook sees of a row: its index, the times t (of the call) and s (after it; None: clean), the prediction at
-    `prediction.x_t`, the noise source, the index `first` of the chunk's first sample, and the condition."""
+    """What a hook sees of a row: its index, the times t (of the call), s (of the state after it; None: clean) and `before` (of
+    the state before it), the prediction at `prediction.x_t`, the noise source, the index `first` of the chunk's first sample,
+    and the condition. A row that only looks ahead leaves the state where it was: s = before."""
 
     index: int
     t: float
     s: float | None
+    before: float
     prediction: Prediction
     noise: Noise
     first: int
@@ -80,34 +84,65 @@ def sample(
     `after` is called on the state after every row. Networks are put in evaluation mode meanwhile; no gradients are kept.
     Raises ValueError for missing or contradictory arguments. Device: that of the denoiser's parameters unless given.
     """
+    plan = _chosen(denoiser, plan, calls)
+    parts, empty = batches(denoiser, shape, start, noise, cond, first, batch_size, device, dtype)
+    done = []
+    with torch.no_grad(), evaluating(denoiser):
+        total = len(parts) * plan.calls
+        ticks = track(range(total), total, plan.name, enabled=progress)
+        for part in parts:
+            x = part.state()
+            done.append(run(denoiser, plan, x, noise=noise, cond=part.cond, first=part.first, after=after, ticks=ticks))
+        for _ in ticks:  # let the bar close
+            pass
+    return torch.cat(done) if done else empty
+
+
+class Batch(NamedTuple):
+    """The samples first … of one chunk: `state()` makes their x_T, `cond` are their conditions, `places` where they are."""
+
+    state: Callable[[], Tensor]
+    cond: Condition
+    first: int
+    places: slice
+
+
+def batches(
+    denoiser: Denoises,
+    shape: Sequence[int] | None,
+    start: Tensor | None,
+    noise: Noise,
+    cond: Condition,
+    first: int,
+    batch_size: int | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> tuple[list[Batch], Tensor]:
+    """The chunks that the arguments of `sample` ask for, and what no samples at all look like; ValueError if they disagree."""
     if (start is None) == (shape is None):
         raise ValueError(f"give one of shape={shape} and start={'a tensor' if start is not None else None}")
     layout = tuple(start.shape) if start is not None else tuple(shape)  # type: ignore[arg-type]
-    plan, samples = _chosen(denoiser, plan, calls), int(layout[0])
+    samples = int(layout[0])
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     for name, value in (cond or {}).items():
         if len(value) != samples:
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {samples} samples; give one row per sample")
-    chunk = min(batch_size or samples, samples)
-    device = device or (start.device if start is not None else _device(denoiser))
-    offsets = range(0, samples, max(chunk, 1))
-    done = []
-    with torch.no_grad(), evaluating(denoiser):
-        ticks = track(_rows(plan, offsets), len(offsets) * plan.calls, plan.name, enabled=progress)
-        for offset in offsets:
-            size = min(chunk, samples - offset)
-            if start is not None:
-                x = start[offset : offset + size].to(device)
-            else:
-                x = denoiser.process.prior((size, *shape[1:]), noise, first=first + offset, dtype=dtype).to(device)  # type: ignore[index]
-            part = None if cond is None else {name: value[offset : offset + size].to(device) for name, value in cond.items()}
-            done.append(run(denoiser, plan, x, noise=noise, cond=part, first=first + offset, after=after, ticks=ticks))
-        for _ in ticks:  # let the bar close
-            pass
-    if done:
-        return torch.cat(done)
-    return start.to(device) if start is not None else torch.empty(tuple(shape), dtype=dtype, device=device)  # type: ignore[arg-type]
+    where = torch.device(device or (start.device if start is not None else _device(denoiser)))
+    chunk = max(min(batch_size or samples, samples), 1)
+
+    def state(places: slice) -> Tensor:
+        if start is not None:
+            return start[places].to(where)
+        size = places.stop - places.start
+        return denoiser.process.prior((size, *layout[1:]), noise, first=first + places.start, dtype=dtype).to(where)
+
+    parts = []
+    for offset in range(0, samples, chunk):
+        places = slice(offset, min(offset + chunk, samples))
+        own = None if cond is None else {name: value[places].to(where) for name, value in cond.items()}
+        parts.append(Batch(partial(state, places), own, first + offset, places))
+    return parts, torch.empty(layout, dtype=dtype if start is None else start.dtype, device=where)
 
 
 def run(
@@ -123,6 +158,7 @@ def run(
 ) -> Tensor:
     """Run a plan's rows on the state x (B, *) and return it; gradients flow if the caller allows them."""
     history: deque[Tensor] = deque(maxlen=plan.memory + 1)
+    before = plan.rows[0].t
     for k, row in enumerate(plan.rows):
         z = noise.normal(x.shape, stream="step", step=k, first=first, dtype=x.dtype, device=x.device) if row.stochastic else None
         y = x
@@ -134,7 +170,8 @@ def run(
         if row.log_variances is not None:
             x = torch.addcmul(x, _learned_std(row, prediction), z)  # type: ignore[arg-type]
         if after is not None:
-            x = after(x, Step(k, row.t, row.s, prediction, noise, first, cond))
+            x = after(x, Step(k, row.t, row.s, before, prediction, noise, first, cond))
+        before = before if row.s is None else row.s
         if ticks is not None:
             next(ticks, None)
     return x
@@ -165,10 +202,6 @@ def _chosen(denoiser: Denoises, plan: Plan | None, calls: int | None) -> Plan:
         plan = default_plan(denoiser.process, calls)  # type: ignore[arg-type]
         _log.info("calls=%s: %s", calls, plan.name)
     return plan
-
-
-def _rows(plan: Plan, offsets: range) -> Iterator[int]:
-    yield from range(len(offsets) * plan.calls)
 
 
 def _module(denoiser: object) -> nn.Module | None:

@@ -10,22 +10,30 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from ornstein.grid import Grid, Spacing
 from ornstein.process import GaussianProcess
-from ornstein.samplers.frame import Frame, floats
+from ornstein.samplers.frame import Array, Frame, floats
 from ornstein.samplers.plan import Plan, Row
 
 Weights = tuple[float, ...]
+Numbers = float | Array
+Column = tuple[Numbers, ...]
 
 
 @dataclass(frozen=True)
 class Tableau:
-    """A Runge-Kutta method: nodes c, the rows of A below the diagonal, weights b, and its order."""
+    """A Runge-Kutta method: nodes c, the rows of A below the diagonal, weights b, and its order.
+
+    `error`, of an embedded pair, holds the differences of the two methods' weights, the last for the slope after the step.
+    """
 
     nodes: Weights
     stages: tuple[Weights, ...]
     weights: Weights
     order: int
+    error: Weights = ()
 
 
 TABLEAUX: dict[str, Tableau] = {
@@ -34,8 +42,22 @@ TABLEAUX: dict[str, Tableau] = {
     "heun": Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5), 2),
     "kutta3": Tableau((0.0, 0.5, 1.0), ((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6), 3),
     "rk4": Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
+    "dormand_prince": Tableau(
+        (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
+        (
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        5,
+        (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+    ),
 }
-"""Source: Kutta 1901."""
+"""Source: Kutta 1901; Dormand and Prince 1980 for the pair of orders 5 and 4."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +136,34 @@ def exponential(frame: Frame, t: float, s: float, order: int) -> Stepping:
     if order == 1 or not math.isfinite(low):
         return _framed(frame, t, s, [(t, ())], (frame.growth(s) - frame.growth(t),))
     k, r = (high - low) * (1 if frame.view == "x0" else -1), frame.growth(t)
+    stages, last = exponential_weights(r, k, order)
+    inner = [(frame.time_at(low + part * (high - low)) if part else t, tuple(map(float, ws))) for part, ws in stages]
+    return _framed(frame, t, s, inner, tuple(map(float, last)))
 
-    def at(part: float) -> float:
-        return frame.time_at(low + part * (high - low))
 
+def exponential_weights(r: Numbers, k: Numbers, order: int, node: float = 1 / 2) -> tuple[list[tuple[float, Column]], Column]:
+    """Stages (part of the step, weights on earlier H) and last weights, in the frame, of a step over k = log r_s - log r_t.
+
+    Order 1 is Euler's, order 2 looks at `node`, order 3 at 1/3 and 2/3; r = r_t and k are numbers, or arrays with an entry
+    per sample. Source: Lu et al. 2022, arXiv 2206.00927, appendix B.
+    """
+    whole = r * np.expm1(k)
+    if order == 1:
+        return [(0.0, ())], (whole,)
     if order == 2:
-        return _framed(frame, t, s, [(t, ()), (at(1 / 2), (r * math.expm1(k / 2),))], (0.0, r * math.expm1(k)))
+        bent = whole / (2 * node)
+        return [(0.0, ()), (node, (r * np.expm1(node * k),))], (whole - bent, bent)
     bend, last = 2 * r * _ramp(2 * k / 3), 1.5 * r * _ramp(k)
-    second = (r * math.expm1(2 * k / 3) - bend, bend)
-    inner = [(t, ()), (at(1 / 3), (r * math.expm1(k / 3),)), (at(2 / 3), second)]
-    return _framed(frame, t, s, inner, (r * math.expm1(k) - last, 0.0, last))
+    second = (r * np.expm1(2 * k / 3) - bend, bend)
+    return [(0.0, ()), (1 / 3, (r * np.expm1(k / 3),)), (2 / 3, second)], (whole - last, 0.0 * whole, last)
 
 
-def _ramp(k: float) -> float:
+def _ramp(k: Numbers) -> Numbers:
     """∫_0^k e^u (u/k) du, without the cancellation of its closed form at small k."""
-    return math.exp(k) - math.expm1(k) / k if abs(k) > 1e-2 else k / 2 + k**2 / 3 + k**3 / 8 + k**4 / 30 + k**5 / 144
+    small = np.abs(k) <= 1e-2
+    safe = np.where(small, 1.0, k)
+    series = k / 2 + k**2 / 3 + k**3 / 8 + k**4 / 30 + k**5 / 144
+    return np.where(small, series, np.exp(safe) - np.expm1(safe) / safe)
 
 
 Step = Callable[[Frame, float, float, int], Stepping]
