@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 JSON_LIMIT = 64 * 2**20
@@ -277,6 +279,21 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise InputError(
             f"{name!r} is truncated or not safetensors ({reason}; {size} bytes); copy it again from its source"
         ) from error
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name; InputError for another kind of file, a pickle, and numbers that are not finite."""
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: not an .npz file; save named arrays with numpy.savez")
+            arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as .npz ({error}); nothing in it was run") from error
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise InputError(f"{path}: {name!r} holds NaN or infinity; remove these rows")
+    return arrays
 
 
 def write_tensors(

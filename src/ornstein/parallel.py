@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def main_process() -> bool:
+    """Whether this process is the first of those that torchrun started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @dataclass(frozen=True)
 class Share:
     """The samples first … first + count - 1 of n that this process draws; `main` is true in the process that gathers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -205,13 +205,14 @@ class System:
         batch_size: int | None = None,
         progress: bool = False,
     ) -> LogProb:
-        """log p(x) in nats of data x (n, *), as a density in the data's own units; see `ornstein.log_prob`."""
-        found = log_prob(
+        """log p in nats of data x (n, *) given in their own range, as a density of the encoded data; see `ornstein.log_prob`.
+
+        A density in the data's own units is smaller by the sum of log|scale| over their numbers (`contract.scale`).
+        """
+        return log_prob(
             self.denoiser, self.contract.encode(x).to(self.device), cond=self.conditions(cond, len(x)), solver=solver,
             divergence=divergence, probes=probes, noise=noise, first=first, batch_size=batch_size or CHUNK, progress=progress,
         )  # fmt: skip
-        numbers = math.prod(self.contract.shape[1:])
-        return replace(found, value=found.value - numbers * sum(math.log(abs(scale)) for scale in self.contract.scale))
 
     def bits_per_dim(
         self,

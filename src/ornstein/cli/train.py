@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -65,9 +64,10 @@ def train(
     from ornstein.evaluate import divide, draw_figures, load_data, write_card
     from ornstein.files import InputError
     from ornstein.image.data import describe
+    from ornstein.parallel import main_process as is_main
     from ornstein.train import train as run
 
-    main_process = int(os.environ.get("RANK", "0")) == 0
+    main_process = is_main()
     if recipe is None and data is None and not resume:
         raise InputError("train needs a recipe or --data; see `ornstein list` for recipes")
     if resume and recipe is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ornstein.samplers.adaptive import ADAPTIVE, Adaptive, AdaptiveDPMSolver, Draws, GottaGoFast, sample_adaptive
+from ornstein.samplers.budget import Budget, monte_carlo_error, pilot
 from ornstein.samplers.corrected import adams, sa_solver, unipc
 from ornstein.samplers.default import default_plan
 from ornstein.samplers.exact import Law, propagate
@@ -66,6 +67,7 @@ __all__ = [
     "RK45",
     "Adaptive",
     "AdaptiveDPMSolver",
+    "Budget",
     "Draws",
     "FixedSteps",
     "Flow",
@@ -96,6 +98,8 @@ __all__ = [
     "ipndm",
     "lms",
     "midpoint",
+    "monte_carlo_error",
+    "pilot",
     "pndm",
     "probability_flow_euler",
     "propagate",

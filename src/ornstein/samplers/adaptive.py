@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from ornstein.denoiser import Condition, Denoises
 from ornstein.noise import Noise
 from ornstein.process import align
 from ornstein.progress import gauge
-from ornstein.samplers.flow import RK45, FixedSteps, Tick
+from ornstein.samplers.flow import RK45, Tick
 from ornstein.samplers.frame import Frame
 from ornstein.samplers.loop import batches, evaluating
 from ornstein.samplers.march import Control, Tensors, Tried, march, root_mean_square
@@ -248,10 +248,9 @@ def _check(rtol: float, atol: float) -> None:
         raise ValueError(f"rtol={rtol}, atol={atol}: rtol must not be negative, and atol must be above 0")
 
 
-ADAPTIVE: dict[str, type[Adaptive]] = {
+ADAPTIVE: dict[str, Callable[..., Adaptive]] = {
     "rk45": RK45,
     "gotta_go_fast": GottaGoFast,
     "dpm_solver_adaptive": AdaptiveDPMSolver,
-    "fixed_steps": FixedSteps,
 }
-"""Names that the command line knows."""
+"""Names that the command line knows; all take `rtol`."""
