@@ -83,8 +83,9 @@ class GottaGoFast:
     A step is accepted if the root mean square over a sample of (x' - x'')/max(atol, rtol·max(|x'|, |x' of the last step|)) is
     at most 1, and then ends in x''; a denoise at t_min ends the run. `atol` is half a grey level of 8-bit data on [-1, 1].
     An attempt costs 2 calls, and 1 after a rejection. Its increment dw is then bridged: what the next, shorter step sees is a
-    part of the path that was already drawn. With `bridge=False` a new one is drawn instead, as the authors' code does, which
-    favours small increments and so narrows the samples. Source: Jolicoeur-Martineau et al. 2021, arXiv 2105.14080.
+    part of the path that was already drawn. With `bridge=False` a new one is drawn instead, as the authors' code does: then
+    increments that suit the tolerance are favoured, and the samples are biased (docs/results.md).
+    Source: Jolicoeur-Martineau et al. 2021, arXiv 2105.14080.
     """
 
     rtol: float = 0.05
