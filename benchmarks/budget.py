@@ -80,9 +80,8 @@ def main() -> None:
                     flush=True,
                 )
     inside = sum(0.5 <= row["ratio"] <= 2 for row in rows)
-    print(
-        f"{inside} of {len(rows)} within a factor 2; ratios {min(r['ratio'] for r in rows):.2f} … {max(r['ratio'] for r in rows):.2f}"
-    )
+    ratios = sorted(row["ratio"] for row in rows)
+    print(f"{inside} of {len(rows)} within a factor 2; ratios {ratios[0]:.2f} … {ratios[-1]:.2f}")
     if arguments.out:
         write_json(arguments.out, rows)
 

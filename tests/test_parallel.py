@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,19 @@ import two_processes
 from pathlib import Path
 two_processes.worker(Path({out!r}), {steps})
 from ornstein import cli
-sys.argv = ["ornstein", "sample", {out!r}, "-n", "{samples}", "--cond", "label=0,1,2", "--out", {array!r}, "--quiet"]
-cli.main()
+for words in (
+    ["sample", {out!r}, "-n", "{samples}", "--cond", "label=0,1,2", "--out", {array!r}],
+    ["nll", {out!r}, *{nll!r}],
+    ["encode", {out!r}, "-n", "5", "--rtol", "0.01", "--out", {latents!r}],
+):
+    sys.argv = ["ornstein", *words, "--quiet"]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
 """
+NLL = ["-n", "7", "--by", "both", "--draws", "3", "--probes", "1", "--rtol", "0.05"]
 
 
 @pytest.fixture
@@ -48,13 +59,16 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_two_processes_are_one_with_the_whole_batch(
-    two_processes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     script = tmp_path / "worker.py"
     script.write_text(
-        WORKER.format(folder=str(SCRIPT.parent), out=str(two), steps=STEPS, samples=SAMPLES, array=str(tmp_path / "two.npz"))
-    )
+        WORKER.format(
+            folder=str(SCRIPT.parent), out=str(two), steps=STEPS, samples=SAMPLES, array=str(tmp_path / "two.npz"),
+            latents=str(tmp_path / "two-latents.npz"), nll=NLL,
+        )
+    )  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         two_processes.torchrun(str(script)), capture_output=True, text=True, check=False, env=environment, timeout=200
@@ -70,11 +84,20 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert losses[0].shape == losses[1].shape == (STEPS,)
     assert np.abs(losses[0] - losses[1]).max() < 1e-4
     assert np.ptp(losses[0]) > 1e-2
-    draw = ["sample", str(two), "-n", str(SAMPLES), "--cond", "label=0,1,2", "--out", str(tmp_path / "one.npz"), "--quiet"]
-    monkeypatch.setattr(sys, "argv", ["ornstein", *draw])
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    assert not done.value.code
+    draw = ["sample", str(two), "-n", str(SAMPLES), "--cond", "label=0,1,2", "--out", str(tmp_path / "one.npz")]
+    capsys.readouterr()
+    for words in (draw, ["encode", str(two), "-n", "5", "--rtol", "0.01", "--out", str(tmp_path / "one-latents.npz")]):
+        assert command(words, monkeypatch) == 0
+    capsys.readouterr()
+    assert command(["nll", str(two), *NLL], monkeypatch) == 0
+    # the numbers of `ornstein nll`; how long it took may differ
+    row = re.compile(r"^(bits_per_dim\S*(?: \(\w+\))?) +([\d.]+)", re.MULTILINE)
+    alone, together = (row.findall(text) for text in (capsys.readouterr().out, ended.stdout))
+    assert [name for name, _ in alone] == ["bits_per_dim", "bits_per_dim (flow)", "bits_per_dim (Gaussian)"]
+    assert [name for name, _ in together] == [name for name, _ in alone]
+    assert [float(value) for _, value in alone] == pytest.approx([float(value) for _, value in together], abs=2e-3)
+    with np.load(tmp_path / "one-latents.npz") as first, np.load(tmp_path / "two-latents.npz") as second:
+        assert np.abs(first["latent"] - second["latent"]).max() < 1e-3
     with np.load(tmp_path / "one.npz") as first, np.load(tmp_path / "two.npz") as second:
         assert first["label"].tolist() == second["label"].tolist() == [0, 1, 2] * 3
         assert first["samples"].shape == second["samples"].shape == (SAMPLES, 1, 8, 8)
@@ -84,12 +107,21 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert (gap > 0).mean() < 0.01
 
 
+def command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """`ornstein WORDS --quiet` in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["ornstein", *words, "--quiet"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    return int(done.value.code or 0)
+
+
 @given(n=st.integers(1, 40), world=st.integers(1, 9))
 def test_shares_cover_every_sample_once(n: int, world: int) -> None:
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "init_process_group", lambda backend: None)
         patch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+        patch.setattr(torch.distributed, "barrier", lambda: None)
         patch.setenv("WORLD_SIZE", str(world))
         for rank in range(world):
             patch.setenv("RANK", str(rank))

@@ -1,4 +1,4 @@
-"""What a system says of data in their own units: densities, bits and latents; and what its samples cost."""
+"""What a system says of data in their own range: densities, bits and latents; and what its samples cost."""
 
 from __future__ import annotations
 
@@ -55,24 +55,26 @@ def normal_system(shift: tuple[float, ...], scale: tuple[float, ...], width: int
     return System(contract, Denoiser(Shrink(), EDM(), "edm"), DenoisingLoss())
 
 
-def test_log_prob_is_a_density_in_the_units_of_the_data() -> None:
+def test_log_prob_is_a_density_of_encoded_data() -> None:
     own = normal_system((3.0, -1.0), (0.5, -20.0), 3)
     law = torch.distributions.Normal(torch.tensor([[3.0], [-1.0]]), torch.tensor([[0.5], [20.0]]))
     x = law.mean + law.stddev * Noise(0).normal((30, 2, 3))
     found = own.log_prob(x, divergence="exact", noise=Noise(0))
-    assert float((found.value - law.log_prob(x).flatten(1).sum(1)).abs().max()) < 1e-2  # the prior's 1/80² and float32
+    # in the data's own units the density is smaller by the sum of log|scale| over their numbers
+    exact = law.log_prob(x).flatten(1).sum(1) + 3 * (math.log(0.5) + math.log(20))
+    assert float((found.value - exact).abs().max()) < 1e-2  # the prior's 1/80² and float32
     encoded = likelihood.log_prob(own.denoiser, own.contract.encode(x), divergence="exact")
-    torch.testing.assert_close(found.value, encoded.value - 3 * (math.log(0.5) + math.log(20)), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.value, encoded.value, rtol=1e-9, atol=0)
     torch.testing.assert_close(found.latent, encoded.latent)
     torch.testing.assert_close(found.per_dimension(), found.value / 6)
     assert found.start == 0.0  # EDM's t_min
 
 
-def test_the_density_sums_to_one_in_the_units_of_the_data() -> None:
+def test_the_density_sums_to_one() -> None:
     x = torch.linspace(-30, 40, 801)
     own = normal_system((3.0,), (-4.0,), 1)
     found = own.log_prob(x[:, None, None], noise=Noise(0), batch_size=801)
-    assert float(torch.trapezoid(found.value.exp(), x.double())) == pytest.approx(1, abs=1e-3)
+    assert float(torch.trapezoid(found.value.exp(), x.double() / 4)) == pytest.approx(1, abs=1e-3)
 
 
 def test_log_prob_of_a_trained_model(system: System, batch: dict[str, Tensor]) -> None:
@@ -84,7 +86,7 @@ def test_log_prob_of_a_trained_model(system: System, batch: dict[str, Tensor]) -
     encoded = likelihood.log_prob(
         system.denoiser, system.contract.encode(x), cond={"label": label}, solver=SHORT, probes=3, noise=Noise(1)
     )
-    torch.testing.assert_close(found.value, encoded.value - 64 * math.log(8), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.value, encoded.value, rtol=1e-6, atol=0)
     for options in ({"batch_size": 1}, {"batch_size": 4}, {"progress": True}):
         again = system.log_prob(x, cond=cond, solver=SHORT, probes=3, noise=Noise(1), **options)
         torch.testing.assert_close(again.value, found.value, rtol=1e-4, atol=1e-2)
@@ -96,7 +98,7 @@ def test_log_prob_of_a_trained_model(system: System, batch: dict[str, Tensor]) -
         system.log_prob(x, cond=cond, solver=SHORT, probes=3, noise=Noise(1), divergence="gaussian"),
         system.log_prob(x, cond=cond, solver=FixedSteps(5), probes=3, noise=Noise(1)),
     ):
-        assert float((other.value - found.value).abs().min()) > 1e-2
+        assert float((other.value - found.value).abs().max()) > 0.1
     # the density is the model's, whatever its recipe does to predictions while sampling
     clipped = replace(system, bounds=(-0.1, 0.1)).log_prob(x, cond=cond, solver=SHORT, probes=3, noise=Noise(1))
     assert torch.equal(clipped.value, found.value)

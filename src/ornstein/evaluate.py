@@ -165,7 +165,8 @@ def likelihood(
     unit, name = (math.log(2), "bits_per_dim") if levels else (1.0, "nats_per_dim")
     records = []
     with shares(count) as share:
-        batch = held.batch(np.arange(share.first, share.first + share.count))
+        # a process that has no data of its own (more processes than data) takes one that it does not count
+        batch = held.batch(range(share.first, share.first + share.count) or [0])
         x, dimensions = batch["x"], math.prod(system.contract.shape)
         labels = batch["label"].tolist() if system.condition == "label" else None
         cond = None if labels is None else {"label": labels}
@@ -180,7 +181,8 @@ def likelihood(
             rows = system.conditions(cond, len(x))
             device = None if rows is None else {key: value.to(system.device) for key, value in rows.items()}
             found = system.bound(x, Noise(seed), cond=device, samples=draws, first=share.first, progress=progress)
-            parts = share.gather(torch.stack([found.prior, found.steps, found.decoder], 1)) / (dimensions * unit)
+            parts = torch.stack([found.prior, found.steps, found.decoder], 1)[: share.count]
+            parts = share.gather(parts) / (dimensions * unit)
             means = ", ".join(
                 f"{part} {value:.4f}" for part, value in zip(("prior", "steps", "decoder"), parts.mean(0).tolist(), strict=True)
             )
@@ -197,7 +199,7 @@ def likelihood(
             else:
                 flow = system.log_prob(x, solver=solver, progress=progress, **options)  # type: ignore[arg-type]
                 values, kind = -flow.value / dimensions, "density"
-            values, calls = share.gather(values), share.gather(flow.calls).double().mean()
+            values, calls = share.gather(values[: share.count]), share.gather(flow.calls[: share.count]).double().mean()
             trace = "exact divergence" if divergence == "exact" or dimensions <= probes else f"{probes} {divergence} probes"
             note = f"{kind}, {trace}, noise {flow.noise_std:.3g} at start, {calls:.0f} calls per datum"
             if share.main:

@@ -54,6 +54,7 @@ def shares(n: int) -> Iterator[Share]:
     torch.distributed.init_process_group("gloo")
     try:
         yield share
+        torch.distributed.barrier()  # a process that ended first would take the others' connections with it
     finally:
         torch.distributed.destroy_process_group()
 

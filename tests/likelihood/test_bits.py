@@ -112,7 +112,7 @@ def test_bounds_of_a_known_law(name: str) -> None:
     (VP(), True, "uniform"), (VP(), True, "gaussian"), (VP(), False, "gaussian"),
 ])  # fmt: skip
 def test_bounds_of_a_rounded_normal(process: GaussianProcess, smooth: bool, kind: str) -> None:
-    law, n = fine_law(), 3000
+    law, n = fine_law(), 2000
     x = drawn(FINE, (law,), n)
     own = -np.log2(law)[((x[:, 0] + 1) / FINE.width).round().long().numpy()]
     of = GaussianDenoiser(torch.zeros(1), f64(SPREAD**2)[:, None], process) if smooth else lattice(process, FINE, (law,))
@@ -162,25 +162,25 @@ def test_each_datum_is_the_density_at_its_noise(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", DEQUANTISATIONS)
 def test_chunks_and_shapes_do_not_change_it_and_calls_are_counted(kind: str) -> None:
-    x = drawn(COARSE, LAWS, 12)
+    x = drawn(COARSE, LAWS, 8)
     whole = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1)
     for size in (1, 5):
         counted = Counted(lattice(VP()))
         parts = bits_per_dim(
-            counted, x.reshape(12, 1, 2, 1), COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1,
+            counted, x.reshape(8, 1, 2, 1), COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1,
             batch_size=size,
         )  # fmt: skip
         torch.testing.assert_close(parts.value, whole.value, rtol=0, atol=1e-9)
         assert torch.equal(parts.calls, whole.calls)
         assert sum(counted.rows) == int(parts.calls.sum())
     later = bits_per_dim(
-        lattice(VP()), x[7:], COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, first=7
+        lattice(VP()), x[5:], COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, first=5
     )
-    torch.testing.assert_close(later.value, whole.value[7:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(later.value, whole.value[5:], rtol=0, atol=1e-9)
     other = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(5))
     assert float((other.value - whole.value).abs().min()) > 0
     fixed = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), solver=FixedSteps(33))
-    assert fixed.calls.tolist() == [33 + (kind == "gaussian")] * 12
+    assert fixed.calls.tolist() == [33 + (kind == "gaussian")] * 8
 
 
 @pytest.mark.parametrize("kind", DEQUANTISATIONS)

@@ -79,7 +79,7 @@ def test_conditions_go_with_their_data() -> None:
 @pytest.mark.parametrize("solver", [RK45(1e-5), FixedSteps(33)])
 def test_chunks_change_nothing_and_calls_are_counted(solver: RK45 | FixedSteps) -> None:
     o = mixture(VE())
-    x = o.sample(20, Noise(6))
+    x = o.sample(12, Noise(6))
     whole, counted = encode(o, x, solver=solver), Counted(o)
     for size in (1, 7):
         part = encode(counted, x, solver=solver, batch_size=size)

@@ -53,6 +53,11 @@ def plan_of(directory: Path, system: System, sampler: str | None, calls: int | N
     return make_plan(system.denoiser.process, changed)
 
 
+def chosen(conditions: Conditions, rows: Sequence[int]) -> Conditions:
+    """The conditions of some of the samples; numbers stay numbers, since a class may be called 3 and have another place."""
+    return None if conditions is None else {name: [values[row] for row in rows] for name, values in conditions.items()}  # type: ignore[misc]
+
+
 def sampler_of(
     directory: Path, system: System, sampler: str | None, calls: int | None, rtol: float | None, grid: str | None
 ) -> Plan | Adaptive | None:

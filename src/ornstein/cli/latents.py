@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ornstein.cli.app import Cond, Count, app, at_least
-from ornstein.cli.inputs import conditions_of, references, samples_of, write_npz
+from ornstein.cli.inputs import chosen, conditions_of, references, samples_of, write_npz
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +66,9 @@ def encode(
     count = min(number, len(held))
     conditions: Conditions = conditions_of(cond, count) or _labels(system, held, list(range(count)))
     with shares(count) as share:
-        place = slice(share.first, share.first + share.count)
-        mine = None if conditions is None else {name: values[place] for name, values in conditions.items()}
-        x = held.batch(range(place.start, place.stop))["x"]
-        found = system.encode(x, cond=mine, solver=solver, progress=not quiet)
-        latent, calls = share.gather(found.latent.cpu()), share.gather(found.calls)
+        rows = list(range(share.first, share.first + share.count)) or [0]  # no data of its own: one that it does not count
+        found = system.encode(held.batch(rows)["x"], cond=chosen(conditions, rows), solver=solver, progress=not quiet)
+        latent, calls = (share.gather(part[: share.count].cpu()) for part in found)
         if not share.main:
             return
     latent = latent / system.denoiser.process.prior_std
@@ -194,18 +192,12 @@ def interpolate(
             raise InputError("--data needs --rows, the places of the data to walk between")
         shape = (2 * pairs, *system.contract.shape)
         ends = system.denoiser.process.prior(shape, Noise(seed)).to(system.device)
-        asked = conditions_of(cond, pairs)
-        labels = (
-            None if asked is None else {name: [value for value in values for _ in range(2)] for name, values in asked.items()}
-        )
+        labels = chosen(conditions_of(cond, pairs), [pair for pair in range(pairs) for _ in "ab"])
     weights = torch.linspace(0, 1, steps, dtype=torch.float64)
-    walks = torch.cat(
-        [slerp(a.expand(steps, *a.shape), b.expand(steps, *b.shape), weights) for a, b in ends.unflatten(0, (-1, 2))]
-    )
-    along = None
-    if labels is not None:  # the nearer end lends its condition
-        places = [2 * pair + (step >= steps / 2) for pair in range(len(ends) // 2) for step in range(steps)]
-        along = {name: [str(values[place]) for place in places] for name, values in labels.items()}
+    first, second = (ends[k::2].repeat_interleave(steps, 0) for k in range(2))
+    walks = slerp(first, second, weights.repeat(len(ends) // 2))
+    # the nearer end lends its condition
+    along = chosen(labels, [2 * pair + (step >= steps / 2) for pair in range(len(ends) // 2) for step in range(steps)])
     x = system.decode(walks, cond=along, solver=solver, progress=not quiet)
     _write(out, system, x.cpu(), along, columns=steps)
     print(f"{out}: {len(walks) // steps} walks of {steps}")

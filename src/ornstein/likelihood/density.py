@@ -145,8 +145,10 @@ def log_prob(
         # from x_1 to X_1, and from X to x0 + (sigma/alpha) eps at the start
         units = dimensions * (norm(process, 1.0).log() + angle(process, begin).cos().log())
         values = (prior.cpu() + units)[:, None] + dimensions * gained
-        error = torch.zeros(len(values)) if exact else values.std(1) / math.sqrt(probes)
-        return values.mean(1), error.double(), solved.calls, latent
+        error = torch.full((len(values),), 0.0 if exact else math.nan, dtype=torch.float64)
+        if not exact and probes > 1:
+            error = values.std(1) / math.sqrt(probes)
+        return values.mean(1), error, solved.calls, latent
 
     value, error, calls, latent = in_chunks(denoiser, x, cond, first, batch_size, "log_prob", progress, run)
     std = float(process.log_ratio(begin).exp())
