@@ -37,6 +37,9 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	$(BIN)/python benchmarks/row.py
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/mnist.py --data $(DATA)/mnist --classifiers runs/classifiers --out runs/mnist-bench --peer-python $(BIN)/python
+	for part in rk45 bridge ggf corrector; do $(BIN)/python benchmarks/adaptive.py --part $$part || exit 1; done
+	for part in oracles hutchinson; do $(BIN)/python benchmarks/likelihood.py --part $$part || exit 1; done
+	$(BIN)/python benchmarks/budget.py
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 

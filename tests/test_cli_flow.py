@@ -192,3 +192,12 @@ def test_wrong_input_for_latents(arguments: list[str], words: str, run: Run, tin
     Path("text.npz").write_text("not an archive")
     refused(run(*[str(tiny_model) if word == "MODEL" else word for word in arguments], "--quiet"), words)
     assert not list(Path().glob("x.*"))
+
+
+def test_half_precision_does_not_stop_adaptive_samplers(run: Run, tiny_model: Path) -> None:
+    chosen = ("sample", tiny_model, "-n", 3, "--sampler", "rk45", "--rtol", 1e-3, "--out", "x.npz", "--quiet")
+    assert run(*chosen).code == 0
+    full = arrays("x.npz")["samples"]
+    assert run(*chosen, "--precision", "bf16").code == 0
+    assert np.array_equal(full, arrays("x.npz")["samples"])
+    assert run("sample", tiny_model, "-n", 3, "--tol", 0.1, "--precision", "bf16", "--quiet").code == 0

@@ -21,7 +21,7 @@ from ornstein.likelihood import BitsPerDim, LogProb
 from ornstein.metrics import Extractor, Record
 from ornstein.noise import Noise
 from ornstein.parallel import shares
-from ornstein.samplers import RK45, Plan
+from ornstein.samplers import RK45, Adaptive, Plan
 from ornstein.system import System
 from ornstein.train.callbacks import read_log
 
@@ -75,7 +75,7 @@ def evaluate(
     *,
     n: int = 1000,
     extractor: Extractor | None = None,
-    sampler: Plan | int | None = None,
+    sampler: Plan | Adaptive | int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> list[Record]:
@@ -89,14 +89,15 @@ def evaluate(
     start = time.monotonic()
     labels = torch.arange(n) % len(system.contract.classes or (1,))
     cond = {system.condition: labels} if system.condition else None
-    samples = system.sample(n, cond=cond, sampler=sampler, noise=Noise(seed), progress=progress)
+    drawn = system.draw(n, cond=cond, sampler=sampler, noise=Noise(seed), progress=progress)
     seconds = time.monotonic() - start
-    samples = as_data(system, samples)
+    samples = as_data(system, drawn.x0)
     real = reference.batch(np.arange(len(reference)))["x"]
     chosen = Noise(seed).permutation(len(training), stream="evaluate")[:n]
     trained = training.batch(chosen)["x"]
     features = {name: extractor(x) for name, x in {"real": real, "sample": samples, "training": trained}.items()}
-    records = [Record("sampling", n / seconds, n, "none", seed, seconds, note="samples per second")]
+    note = f"samples per second, {float(drawn.calls.double().mean()):.0f} calls each"
+    records = [Record("sampling", n / seconds, n, "none", seed, seconds, note=note)]
 
     def record(metric: str, value: float, begun: float, **more: object) -> None:
         records.append(Record(metric, float(value), n, extractor.name, seed, time.monotonic() - begun, **more))  # type: ignore[arg-type]

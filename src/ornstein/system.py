@@ -105,11 +105,14 @@ class System:
         after: Hook | None = None,
         progress: bool = False,
     ) -> Draws:
-        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,)."""
+        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,).
+
+        A solver that chooses its steps runs the network in full precision, whatever the recipe says.
+        """
         chosen = self.plan if sampler is None else sampler
         if chosen is None or isinstance(chosen, int):
             chosen = default_plan(self.denoiser.process, chosen or 50)
-        denoiser, shape = self.shaped_denoiser(), (n, *self.contract.shape)
+        denoiser, shape = self.shaped_denoiser(full_precision=not isinstance(chosen, Plan)), (n, *self.contract.shape)
         conditions, size = self.conditions(cond, n), CHUNK if batch_size is None else batch_size
         if isinstance(chosen, Plan):
             x0 = sample(
@@ -126,9 +129,12 @@ class System:
         )  # fmt: skip
         return Draws(self.contract.decode(drawn.x0), drawn.calls)
 
-    def shaped_denoiser(self) -> Denoises:
-        """The denoiser with the precision, clipping or thresholding that the recipe asked for."""
-        denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision else self.denoiser
+    def shaped_denoiser(self, *, full_precision: bool = False) -> Denoises:
+        """The denoiser with the precision, clipping or thresholding that the recipe asked for.
+
+        `full_precision` leaves out the first: the rounding of bfloat16 is an error that no solver's tolerance can meet.
+        """
+        denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision and not full_precision else self.denoiser
         if self.bounds is not None:
             denoiser = Clipped(denoiser, *self.bounds)
         if self.threshold is not None:

@@ -32,7 +32,7 @@ class Linear:
 
     def __call__(self, rows: Tensor, state: Tensors, memory: Tensors, at: Tensor, h: Tensor) -> Tried:
         self.seen.append((rows.tolist(), at.clone(), h.clone()))
-        assert 0 < len(rows)
+        assert len(rows) > 0
         assert len(self.seen) < 5000, "no end"
         (x,), (place, good, bad), rate = state, memory, self.rates[rows]
         assert torch.equal(place, rows)
@@ -214,7 +214,7 @@ def test_every_sample_walks_the_whole_way(
     def attempt(rows: Tensor, state: Tensors, memory: Tensors, at: Tensor, h: Tensor) -> Tried:
         given = [outcomes[i][int(tries[i])] if int(tries[i]) < len(outcomes[i]) else 0.5 for i in rows.tolist()]
         tries[rows] += 1
-        assert 0 < len(rows)
+        assert len(rows) > 0
         ahead = abs(end - start) - state[0].abs()
         torch.testing.assert_close(h.abs(), torch.minimum(wanted[rows], ahead), rtol=1e-9, atol=1e-12)
         short = (h.abs() > 0.01) & (tries[rows] % 2 == 0)

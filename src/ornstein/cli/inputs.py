@@ -132,7 +132,7 @@ def budgeted(
         return made
 
     found = pilot(
-        system.shaped_denoiser(), shape=(PILOT_SAMPLES, *system.contract.shape), noise=Noise(seed), plan=plan,
+        system.shaped_denoiser(full_precision=True), shape=(PILOT_SAMPLES, *system.contract.shape), noise=Noise(seed), plan=plan,
         tolerance=max(monte_carlo_error(number), LEAST_TOLERANCE) if tol is None else tol, scale=system.contract.std,
         cond=system.conditions(conditions_of(cond, PILOT_SAMPLES), PILOT_SAMPLES), device=system.device, progress=not quiet,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ornstein.cli.app import Count, app, at_least
-from ornstein.cli.inputs import plan_of, references
+from ornstein.cli.inputs import references, sampler_of
 
 
 @app.command
@@ -18,6 +18,7 @@ def evaluate(
     extractor: str = "pixels",
     sampler: str | None = None,
     calls: int | None = None,
+    rtol: float | None = None,
     grid: str | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -39,6 +40,8 @@ def evaluate(
         A sampler by name or a plan's JSON file.
     calls
         Network calls per sample.
+    rtol
+        Tolerance of a sampler that chooses its own steps.
     grid
         Time grid by name.
     seed
@@ -57,9 +60,9 @@ def evaluate(
     recipe = model.read_recipe(directory)
     training, reference = references(recipe, system, data)
     features = metrics.load_extractor(extractor)
-    plan = plan_of(directory, system, sampler, calls, grid)
+    chosen = sampler_of(directory, system, sampler, calls, rtol, grid)
     records = measure(
-        system, training, reference, n=number, extractor=features, sampler=plan, seed=seed, progress=not quiet
+        system, training, reference, n=number, extractor=features, sampler=chosen, seed=seed, progress=not quiet
     ) + likelihood(system, training, reference, n=number, seed=seed, progress=not quiet)
     metrics.write_records(directory / model.METRICS, records)
     write_card(directory, recipe, system, records)

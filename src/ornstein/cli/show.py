@@ -42,7 +42,13 @@ def list_() -> None:
     print("recipes")
     for name in config.bundled():
         print(f"  {name:<12} {config.load_recipe(name).description}")
-    for title, table in (("samplers", samplers.ALL), ("processes", process.ALL), ("grids", grid.GRIDS)):
+    tables: dict[str, dict[str, object]] = {
+        "samplers": dict(samplers.ALL),
+        "samplers that choose their own steps": dict(samplers.ADAPTIVE),
+        "processes": dict(process.ALL),
+        "grids": dict(grid.GRIDS),
+    }
+    for title, table in tables.items():
         print(title)
         for name, entry in table.items():
-            print(f"  {name:<16} {(entry.__doc__ or '').strip().splitlines()[0]}")
+            print(f"  {name:<20} {(entry.__doc__ or '').strip().splitlines()[0]}")
