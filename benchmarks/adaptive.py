@@ -128,18 +128,17 @@ def bridge(n: int) -> Rows:
     """Standard deviation of samples of N(0, 0.5² I) beside the truth, for bridged and redrawn increments."""
     rows: Rows = []
     print(f"standard error of a bias {1 / math.sqrt(8 * n):.1e}")
-    print(f"{'process':<8}{'rtol':>6}{'safety':>8}{'noise':>10}{'calls':>7}{'std/true - 1':>14}")
+    print(f"{'process':<8}{'rtol':>6}{'noise':>10}{'calls':>7}{'std/true - 1':>14}")
     for process in (VP(), VE()):
         oracle = GaussianDenoiser(torch.zeros(4), 0.25 * torch.eye(4, dtype=torch.float64), process)
         start = process.prior((n, 4), Noise(0))
-        for rtol, safety in ((0.02, 0.9), (0.1, 0.9), (0.1, 1.5), (0.5, 0.9)):
+        for rtol in (0.02, 0.1, 0.5):
             for bridged in (True, False):
-                solver = GottaGoFast(rtol, safety=safety, bridge=bridged)
-                drawn = sample_adaptive(oracle, solver, start=start, noise=Noise(1))
+                drawn = sample_adaptive(oracle, GottaGoFast(rtol, bridge=bridged), start=start, noise=Noise(1))
                 bias, calls = float(drawn.x0.double().std()) / 0.5 - 1, float(drawn.calls.double().mean())
                 name, kind = type(process).__name__, "bridged" if bridged else "redrawn"
-                print(f"{name:<8}{rtol:>6g}{safety:>8g}{kind:>10}{calls:>7.0f}{bias:>14.2%}", flush=True)
-                rows.append({"process": name, "rtol": rtol, "safety": safety, "noise": kind, "calls": calls, "bias": bias})
+                print(f"{name:<8}{rtol:>6g}{kind:>10}{calls:>7.0f}{bias:>14.2%}", flush=True)
+                rows.append({"process": name, "rtol": rtol, "noise": kind, "calls": calls, "bias": bias})
     return rows
 
 
@@ -259,7 +258,7 @@ def corrector(n: int) -> Rows:
 
 PARTS: dict[str, tuple[Callable[[int], Rows], int]] = {
     "ggf": (gotta_go_fast, 200_000),
-    "bridge": (bridge, 50_000),
+    "bridge": (bridge, 20_000),
     "rk45": (runge_kutta, 64),
     "corrector": (corrector, 10_000),
 }

@@ -328,3 +328,8 @@ def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, caps
         out, err = capsys.readouterr()
         drawn.append((out, err != ""))
     assert drawn == [("", False), ("", False), ("", True)]
+
+
+def test_gotta_go_fast_refuses_a_process_without_drift_at_the_start() -> None:
+    with pytest.raises(ValueError, match="Rectified has no finite f and g at t = 1"):
+        sample_adaptive(mixture(PROCESSES["rectified"]), GottaGoFast(), shape=(2, 2), noise=Noise(0))

@@ -100,7 +100,7 @@ def nll(
     draws
         Noise levels of the bound drawn per datum, out of 1000.
     dequantisation
-        The noise that fills grey levels for the flow: uniform, as papers do, or gaussian, which is tighter for few levels.
+        The noise that fills grey levels for the flow: uniform, as papers do, or gaussian with the bound's own decoder.
     divergence
         exact (a gradient per dimension), or estimated with rademacher or gaussian probes.
     probes

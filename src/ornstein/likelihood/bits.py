@@ -60,7 +60,7 @@ def bits_per_dim(
     "uniform": -log P(x) ≤ E_u[-log p(x + w u)] - D log w, w the spacing of the levels, u in (-½, ½), as is usual; the density is
     that at the noise level of equal variance, sigma/alpha = w/√12, or t_min if that is noisier. "gaussian": -log P(x) ≤
     E[-log p(y) - log P(x|y) + log q(y|x)], y = x + w/6·eps, with the decoder of the variational bound, which starts at the same
-    level: the tighter one where a net has seen that data lie on levels. One draw of noise per datum. Source: Theis et al. 2016,
+    level: what then lies between the two is the chain alone. One draw of noise per datum. Source: Theis et al. 2016,
     arXiv 1511.01844; Ho et al. 2019, arXiv 1902.00275, for noise of another shape. Raises ValueError for x off the levels.
     """
     if dequantisation not in DEQUANTISATIONS:

@@ -105,8 +105,9 @@ class GottaGoFast:
     ) -> tuple[Tensor, Tensor]:
         """(x0, calls per sample) from x_T (n, *); the noise of attempt k of sample i is keyed by (k, first + i)."""
         _check(self.rtol, self.atol)
-        process, (n, end), shape = denoiser.process, (len(x), denoiser.process.t_min), x.shape
-        attempts = 0
+        process, n, shape, attempts = denoiser.process, len(x), x.shape, 0
+        if not bool(torch.stack(process.drift_diffusion(torch.ones((), dtype=torch.float64))).isfinite().all()):
+            raise ValueError(f"{type(process).__name__} has no finite f and g at t = 1, which this equation needs; take RK45")
 
         def drift(rows: Tensor, state: Tensor, t: Tensor) -> Tensor:
             f, squared = process.drift_diffusion(t)
@@ -139,8 +140,8 @@ class GottaGoFast:
         memory = (x, torch.zeros_like(x), none, torch.zeros(n, 0, dtype=torch.float64), x.new_zeros(n, 0, *shape[1:]))
         steps = torch.full((n,), self.first_step, dtype=torch.float64)
         control = Control(self.exponent, self.safety)
-        marched = march(attempt, (x,), memory, 1.0, end, steps, control, tick)
-        return denoiser(marched.state[0], end, cond).x0, marched.calls + 1
+        marched = march(attempt, (x,), memory, 1.0, process.t_min, steps, control, tick)
+        return denoiser(marched.state[0], process.t_min, cond).x0, marched.calls + 1
 
 
 def _increment(h: Tensor, z: Tensor, lengths: Tensor, increments: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
