@@ -353,7 +353,7 @@ def test_list_names_everything(run: Run) -> None:
     ended = run("list")
     assert ended.code == 0
     named = {line.split()[0] for line in ended.out.splitlines() if line.startswith("  ")}
-    assert named == {*config.bundled(), *samplers.ALL, *process.ALL, *GRIDS}
+    assert named == {*config.bundled(), *samplers.ALL, *samplers.ADAPTIVE, *process.ALL, *GRIDS}
     assert all(len(line.split()) > 2 for line in ended.out.splitlines() if line.startswith("  "))
 
 
