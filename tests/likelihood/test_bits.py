@@ -16,7 +16,7 @@ from ornstein.likelihood import DEQUANTISATIONS, BitsPerDim, bits_per_dim
 from ornstein.losses import Discretised
 from ornstein.noise import Noise
 from ornstein.process import EDM, VP, GaussianProcess
-from ornstein.samplers import FixedSteps
+from ornstein.samplers import RK45, FixedSteps
 from ornstein.testing import GaussianDenoiser, MixtureDenoiser
 
 COARSE = Discretised(4, -1.5, 1.5)
@@ -163,18 +163,28 @@ def test_each_datum_is_the_density_at_its_noise(kind: str) -> None:
 @pytest.mark.parametrize("kind", DEQUANTISATIONS)
 def test_chunks_and_shapes_do_not_change_it_and_calls_are_counted(kind: str) -> None:
     x = drawn(COARSE, LAWS, 8)
-    whole = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1)
+    whole = bits_per_dim(
+        lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, solver=RK45(1e-3)
+    )
     for size in (1, 5):
         counted = Counted(lattice(VP()))
         parts = bits_per_dim(
-            counted, x.reshape(8, 1, 2, 1), COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1,
+            counted, x.reshape(8, 1, 2, 1), COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, solver=RK45(1e-3),
             batch_size=size,
         )  # fmt: skip
         torch.testing.assert_close(parts.value, whole.value, rtol=0, atol=1e-9)
         assert torch.equal(parts.calls, whole.calls)
         assert sum(counted.rows) == int(parts.calls.sum())
     later = bits_per_dim(
-        lattice(VP()), x[5:], COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, first=5
+        lattice(VP()),
+        x[5:],
+        COARSE,
+        dequantisation=kind,
+        noise=Noise(4),
+        divergence="gaussian",
+        probes=1,
+        solver=RK45(1e-3),
+        first=5,
     )
     torch.testing.assert_close(later.value, whole.value[5:], rtol=0, atol=1e-9)
     other = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(5))
@@ -187,9 +197,11 @@ def test_chunks_and_shapes_do_not_change_it_and_calls_are_counted(kind: str) -> 
 def test_conditions_go_with_their_data(kind: str) -> None:
     pair = Chosen((lattice(VP()), lattice(VP(), laws=LAWS[::-1])))
     x, label = drawn(COARSE, LAWS, 12), torch.tensor([0, 1, 1] * 4)
-    found = bits_per_dim(pair, x, COARSE, dequantisation=kind, cond={"label": label}, noise=Noise(6), batch_size=5)
+    found = bits_per_dim(
+        pair, x, COARSE, dequantisation=kind, cond={"label": label}, noise=Noise(6), solver=FixedSteps(33), batch_size=5
+    )
     for k, own in enumerate(pair.denoisers):
-        alone = bits_per_dim(own, x, COARSE, dequantisation=kind, noise=Noise(6))
+        alone = bits_per_dim(own, x, COARSE, dequantisation=kind, noise=Noise(6), solver=FixedSteps(33))
         torch.testing.assert_close(found.value[label == k], alone.value[label == k], rtol=0, atol=1e-9)
 
 

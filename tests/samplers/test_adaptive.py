@@ -15,7 +15,7 @@ import torch
 from adaptive_cases import ORACLES, SOLVERS, Counting, Either, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampler_cases import PROCESSES, f64, mixture
+from sampler_cases import PROCESSES, f64, lam, mixture, time_at
 from torch import Tensor, nn
 
 from ornstein import progress
@@ -23,7 +23,18 @@ from ornstein.denoiser import Condition, Denoiser, Prediction
 from ornstein.noise import Noise
 from ornstein.process import VE, VP, GaussianProcess, Rectified, SubVP
 from ornstein.process.gaussian import Time
-from ornstein.samplers import ADAPTIVE, RK45, Adaptive, AdaptiveDPMSolver, FixedSteps, GottaGoFast, adaptive, sample_adaptive
+from ornstein.samplers import (
+    ADAPTIVE,
+    RK45,
+    Adaptive,
+    AdaptiveDPMSolver,
+    FixedSteps,
+    GottaGoFast,
+    adaptive,
+    dpm_solver,
+    run,
+    sample_adaptive,
+)
 from ornstein.samplers.adaptive import _increment
 from ornstein.testing import GaussianDenoiser, Oracle
 
@@ -165,6 +176,23 @@ def test_gotta_go_fast_does_not_start_where_the_drift_is_infinite(p: GaussianPro
         sample_adaptive(mixture(p), GottaGoFast(), shape=(2, 2), noise=Noise(0))
 
 
+@pytest.mark.parametrize("p", [VP(), VE(), SubVP()], ids=["vp", "ve", "sub_vp"])
+def test_steps_are_those_of_the_formula(p: GaussianProcess) -> None:
+    """Where all are accepted, a step is five times the last."""
+    o, end = mixture(p), p.t_min
+    x = exact = p.prior((6, 2), Noise(0), dtype=torch.float64)
+    found, calls = GottaGoFast(rtol=0.0, atol=1e9, first_step=0.03).run(o, x, noise=Noise(7), first=20)
+    for k, (t, s) in enumerate(itertools.pairwise((1.0, 0.97, 0.82, 0.07, end))):
+        dw = math.sqrt(t - s) * Noise(7).normal((6, 2), stream="step", step=k, first=20, dtype=torch.float64)
+        ahead, again = exact, exact
+        for time in (t, s):
+            slope = p.drift(time) * again - p.diffusion(time) ** 2 * o(again, time).score
+            ahead, again = again, exact - (t - s) * slope + p.diffusion(time) * dw
+        exact = (ahead + again) / 2
+    torch.testing.assert_close(found, o(exact, end).x0, rtol=1e-9, atol=1e-9)
+    assert calls.tolist() == [2 * 4 + 1] * 6
+
+
 stretches = st.lists(st.lists(st.floats(0.01, 1), min_size=0, max_size=4), min_size=1, max_size=4)
 
 
@@ -230,6 +258,19 @@ def test_adaptive_dpm_solver_is_as_accurate_as_asked(order: int, name: str) -> N
             assert errors[-1] < 20 * rtol
         assert all(fine < coarse for coarse, fine in itertools.pairwise(errors))
         assert errors[-1] < errors[0] / 100
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_steps_are_those_of_the_plan_of_the_order(order: int) -> None:
+    """Where all are accepted, a step is five times the last in log(alpha/sigma)."""
+    p, places = VE(), [lam(VE(), 1.0)]
+    for h in (0.2, 1.0, 5.0):
+        places.append(places[-1] + h)
+    times, x = (1.0, *(time_at(p, place) for place in places[1:])), p.prior((6, 2), Noise(0), dtype=torch.float64)
+    plan = dpm_solver(p, 4 * order + 1, (*times, p.t_min), order=order, fast=False)
+    found, calls = AdaptiveDPMSolver(order, rtol=0.0, atol=1e9, first_step=0.2).run(mixture(p), x, noise=Noise(0))
+    torch.testing.assert_close(found, run(mixture(p), plan, x, noise=Noise(0)), rtol=1e-9, atol=1e-9)
+    assert calls.tolist() == [plan.calls] * 6
 
 
 def test_arguments_of_solvers_are_checked() -> None:
