@@ -12,7 +12,7 @@ from likelihood_cases import F64, PROCESSES, Chosen, Counted, f64, net
 from scipy import special, stats
 from torch import Tensor
 
-from ornstein.likelihood import DEQUANTISATIONS, BitsPerDim, bits_per_dim
+from ornstein.likelihood import DEQUANTISATIONS, BitsPerDim, bits_per_dim, log_prob
 from ornstein.losses import Discretised
 from ornstein.noise import Noise
 from ornstein.process import EDM, VP, GaussianProcess
@@ -123,7 +123,7 @@ def test_bounds_of_a_rounded_normal(process: GaussianProcess, smooth: bool, kind
     if (smooth and kind == "uniform") or (not smooth and kind == "gaussian" and isinstance(process, EDM)):
         assert abs(gap.mean()) < 0.02
     elif smooth and isinstance(process, EDM):
-        # who does not know that data lie on levels pays for log q(y|x) what the noise takes: log(6/sqrt(2 pi e)) nats
+        # who does not know that data lie on levels pays for log q(y|x) what the noise takes: log(6/sqrt(2πe)) nats
         assert gap.mean() == pytest.approx(math.log2(6 / math.sqrt(2 * math.pi * math.e)), abs=0.1)
 
 
@@ -162,46 +162,49 @@ def test_each_datum_is_the_density_at_its_noise(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", DEQUANTISATIONS)
 def test_chunks_and_shapes_do_not_change_it_and_calls_are_counted(kind: str) -> None:
-    x = drawn(COARSE, LAWS, 8)
-    whole = bits_per_dim(
-        lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, solver=RK45(1e-3)
-    )
+    x, o = drawn(COARSE, LAWS, 8), lattice(VP())
+    options = {"dequantisation": kind, "divergence": "gaussian", "probes": 1, "solver": RK45(1e-3)}
+    whole = bits_per_dim(o, x, COARSE, noise=Noise(4), **options)
     for size in (1, 5):
-        counted = Counted(lattice(VP()))
-        parts = bits_per_dim(
-            counted, x.reshape(8, 1, 2, 1), COARSE, dequantisation=kind, noise=Noise(4), divergence="gaussian", probes=1, solver=RK45(1e-3),
-            batch_size=size,
-        )  # fmt: skip
+        counted = Counted(o)
+        parts = bits_per_dim(counted, x.reshape(8, 1, 2, 1), COARSE, noise=Noise(4), batch_size=size, **options)
         torch.testing.assert_close(parts.value, whole.value, rtol=0, atol=1e-9)
         assert torch.equal(parts.calls, whole.calls)
         assert sum(counted.rows) == int(parts.calls.sum())
-    later = bits_per_dim(
-        lattice(VP()),
-        x[5:],
-        COARSE,
-        dequantisation=kind,
-        noise=Noise(4),
-        divergence="gaussian",
-        probes=1,
-        solver=RK45(1e-3),
-        first=5,
-    )
+        assert max(counted.rows) == size
+    later = bits_per_dim(o, x[5:], COARSE, noise=Noise(4), first=5, **options)
     torch.testing.assert_close(later.value, whole.value[5:], rtol=0, atol=1e-9)
-    other = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(5))
+    other = bits_per_dim(o, x, COARSE, noise=Noise(5), **options)
     assert float((other.value - whole.value).abs().min()) > 0
-    fixed = bits_per_dim(lattice(VP()), x, COARSE, dequantisation=kind, noise=Noise(4), solver=FixedSteps(33))
+    fixed = bits_per_dim(o, x, COARSE, noise=Noise(4), **options | {"solver": FixedSteps(33)})
     assert fixed.calls.tolist() == [33 + (kind == "gaussian")] * 8
+
+
+@pytest.mark.parametrize("kind", DEQUANTISATIONS)
+def test_the_seed_is_that_of_the_probes_too(kind: str) -> None:
+    x, o = drawn(COARSE, LAWS, 6), lattice(VP())
+    options = {"divergence": "gaussian", "probes": 1, "solver": FixedSteps(33)}
+    found = bits_per_dim(o, x, COARSE, dequantisation=kind, noise=Noise(8), **options)
+    exact = bits_per_dim(o, x, COARSE, dequantisation=kind, noise=Noise(8), **options | {"divergence": "exact"})
+    # with the noise that is added to the data put in by hand, what is left of the seed are the probes
+    if kind == "uniform":
+        y = x + Noise(8).uniform((6, 2), stream="dequantise") - 0.5
+    else:
+        y = x + found.noise_std * Noise(8).normal((6, 2), stream="dequantise", dtype=F64)
+    same, other = (log_prob(o, y, start=found.start, noise=Noise(seed), **options).value for seed in (8, 9))
+    true = log_prob(o, y, start=found.start, **options | {"divergence": "exact"}).value
+    torch.testing.assert_close((exact.value - found.value) * 2 * math.log(2), same - true, rtol=0, atol=1e-9)
+    assert float((same - other).abs().min()) > 1e-3
 
 
 @pytest.mark.parametrize("kind", DEQUANTISATIONS)
 def test_conditions_go_with_their_data(kind: str) -> None:
     pair = Chosen((lattice(VP()), lattice(VP(), laws=LAWS[::-1])))
     x, label = drawn(COARSE, LAWS, 12), torch.tensor([0, 1, 1] * 4)
-    found = bits_per_dim(
-        pair, x, COARSE, dequantisation=kind, cond={"label": label}, noise=Noise(6), solver=FixedSteps(33), batch_size=5
-    )
+    options = {"dequantisation": kind, "solver": FixedSteps(33), "noise": Noise(6)}
+    found = bits_per_dim(pair, x, COARSE, cond={"label": label}, batch_size=5, **options)
     for k, own in enumerate(pair.denoisers):
-        alone = bits_per_dim(own, x, COARSE, dequantisation=kind, noise=Noise(6), solver=FixedSteps(33))
+        alone = bits_per_dim(own, x, COARSE, **options)
         torch.testing.assert_close(found.value[label == k], alone.value[label == k], rtol=0, atol=1e-9)
 
 

@@ -13,7 +13,7 @@ from ornstein.denoiser import Condition, Denoises
 from ornstein.noise import Noise
 from ornstein.process import align
 from ornstein.progress import gauge
-from ornstein.samplers.flow import RK45, Tick
+from ornstein.samplers.flow import RK45, Tick, condition_of
 from ornstein.samplers.frame import Frame
 from ornstein.samplers.loop import batches, evaluating
 from ornstein.samplers.march import Control, Tensors, Tried, march, root_mean_square
@@ -111,7 +111,7 @@ class GottaGoFast:
 
         def drift(rows: Tensor, state: Tensor, t: Tensor) -> Tensor:
             f, squared = process.drift_diffusion(t)
-            score = denoiser(state, t, _of(cond, rows)).score
+            score = denoiser(state, t, condition_of(cond, rows)).score
             return align(f, state) * state - align(squared, state) * score
 
         def attempt(rows: Tensor, state: Tensors, memory: Tensors, t: Tensor, h: Tensor) -> Tried:
@@ -220,13 +220,13 @@ class AdaptiveDPMSolver:
             t, alpha = place(at)
             if bool((~known).any()):
                 eps = eps.clone()
-                eps[~known] = denoiser(x[~known], t[~known.cpu()], _of(cond, rows[~known.cpu()])).eps
+                eps[~known] = denoiser(x[~known], t[~known.cpu()], condition_of(cond, rows[~known.cpu()])).eps
             ratio, change, scaled, views = (-at).exp().numpy(), (-h).numpy(), x / align(alpha, x), [eps]
             inner, upper = exponential_weights(ratio, change, self.order)
             _, lower = exponential_weights(ratio, change, self.order - 1, node=inner[1][0])
             for part, weights in inner[1:]:
                 u, scale = place(at + part * h)
-                views.append(denoiser(moved(scale, scaled, weights, views), u, _of(cond, rows)).eps)
+                views.append(denoiser(moved(scale, scaled, weights, views), u, condition_of(cond, rows)).eps)
             scale = place(at + h)[1]
             less, more = moved(scale, scaled, lower, views), moved(scale, scaled, upper, views)
             allowed = (self.rtol * torch.maximum(less.abs(), last.abs())).clamp(min=self.atol)
@@ -239,10 +239,6 @@ class AdaptiveDPMSolver:
         start, end = frame.log_snr(frame.start), frame.log_snr(process.t_min)
         marched = march(attempt, (x,), memory, start, end, steps, Control(1 / self.order, self.safety), tick)
         return denoiser(marched.state[0], process.t_min, cond).x0, marched.calls + 1
-
-
-def _of(cond: Condition, rows: Tensor) -> Condition:
-    return None if cond is None else {name: value[rows.to(value.device)] for name, value in cond.items()}
 
 
 def _check(rtol: float, atol: float) -> None:

@@ -41,6 +41,11 @@ def norm(process: GaussianProcess, t: float | Tensor) -> Tensor:
     return torch.hypot(*process.moments(t))
 
 
+def condition_of(cond: Condition, rows: Tensor) -> Condition:
+    """The conditions of the samples at places `rows` (m,) of a batch."""
+    return None if cond is None else {name: value[rows.to(value.device)] for name, value in cond.items()}
+
+
 class Flow(Protocol):
     """What moves with the angle: X, and whatever is integrated along with it."""
 
@@ -67,9 +72,8 @@ class Velocity:
     def __call__(self, rows: Tensor, parts: Tensors, theta: Tensor) -> Tensors:
         """(v,) at X (m, *) and theta."""
         t = self.process.time_of(theta.tan().log())
-        chosen = None if self.cond is None else {name: value[rows.to(value.device)] for name, value in self.cond.items()}
         (x,) = parts
-        return (self.denoiser(align(norm(self.process, t), x) * x, t, chosen).v,)
+        return (self.denoiser(align(norm(self.process, t), x) * x, t, condition_of(self.cond, rows)).v,)
 
 
 class Solved(NamedTuple):
