@@ -90,14 +90,14 @@ MUTATIONS = (
     Mutation("UniPC, predictor's difference upside down", "samplers/corrected.py", "b / ratio if", "b * ratio if", "samplers"),
     Mutation("corrector sees the wrong step", "samplers/corrected.py", "before = times[k - 1]", "before = times[max(k - 2, 0)]",
              "samplers"),
-    Mutation("DPM-Solver-3, third for two thirds", "samplers/singlestep.py", "math.expm1(2 * k / 3) - bend",
-             "math.expm1(k / 3) - bend", "samplers"),
+    Mutation("DPM-Solver-3, third for two thirds", "samplers/singlestep.py", "np.expm1(2 * k / 3) - bend",
+             "np.expm1(k / 3) - bend", "samplers"),
     Mutation("reverse diffusion without its 2", "samplers/onestep.py", "2 - float(forward.alpha)", "1 / float(forward.alpha)",
              "samplers"),
     Mutation("loop, lag one off", "samplers/loop.py", "[(w, history[j]) for j, w in row.b]",
              "[(w, history[max(j - 1, 0)]) for j, w in row.b]", "samplers"),
     Mutation("loop, chunk forgets its first sample", "samplers/loop.py",
-             "cond=part, first=first + offset", "cond=part, first=first",
+             "Batch(partial(state, places), own, first + offset, places)", "Batch(partial(state, places), own, first, places)",
              "samplers"),
     Mutation("learned std without the half", "samplers/loop.py",
              "torch.exp(0.5 * (low", "torch.exp((low", "samplers"),
@@ -116,6 +116,36 @@ LOSSES = (
     Mutation("step term without its half", "losses/bound.py", "0.5 * mean_gap**2", "mean_gap**2", "losses"),
     Mutation("loss-aware weight upside down", "losses/times.py",
              "1 / (self.bins * p[b])", "self.bins * p[b]", "losses"),
+)  # fmt: skip
+
+FLOW = (
+    Mutation("rejected state taken", "samplers/march.py", "state = _either(good, tried.state, state)", "state = tried.state",
+             "samplers/test_march.py"),
+    Mutation("one error for the whole batch", "samplers/flow.py", "torch.stack(error).amax(0), h",
+             "torch.stack(error).amax(0).amax().expand(len(rows)), h", "samplers/test_adaptive.py"),
+    Mutation("conditions left behind", "samplers/flow.py", "value[rows.to(value.device)]", "value[: len(rows)]",
+             "samplers/test_adaptive.py"),
+    Mutation("embedded weights of order 5", "samplers/singlestep.py", "(71 / 57600, 0.0", "(71 / 57000, 0.0",
+             "samplers/test_flow.py"),
+    Mutation("rejected noise redrawn", "samplers/adaptive.py", " if self.bridge else after", " if False else after",
+             "samplers/test_adaptive.py"),
+    Mutation("bridge without its spread", "samplers/adaptive.py", "(h * (1 - share)).sqrt()", "h.sqrt()",
+             "samplers/test_adaptive.py"),
+    Mutation("improved Euler of order 1", "samplers/adaptive.py", "better = (ahead + again) / 2", "better = ahead",
+             "samplers/test_adaptive.py"),
+    Mutation("plain Langevin drift", "samplers/langevin.py", "(1 - (1 - 2 * part).sqrt())", "part", "samplers/test_langevin.py"),
+    Mutation("corrector in a stage", "samplers/langevin.py", " or step.s >= step.before", "", "samplers/test_langevin.py"),
+    Mutation("divergence upside down", "likelihood/density.py", "dimensions * gained", "-dimensions * gained",
+             "likelihood/test_density.py"),
+    Mutation("density of x_t for that of x0", "likelihood/density.py", " + angle(process, begin).cos().log()", "",
+             "likelihood/test_density.py"),
+    Mutation("probes of the place in the chunk", "likelihood/density.py", 'stream="probe", step=k, first=first) < 0.5',
+             'stream="probe", step=k) < 0.5', "likelihood/test_divergence.py"),
+    Mutation("decode with the final denoise", "likelihood/latents.py", "angle(process, end).cos(), x", "norm(process, end), x",
+             "likelihood/test_latents.py"),
+    Mutation("grey levels without their width", "likelihood/bits.py", "bits = bits - dimensions * math.log(width)", "bits = bits",
+             "likelihood/test_bits.py"),
+    Mutation("pilot with the samples' own noise", "samplers/budget.py", "PILOT = 2**40", "PILOT = 0", "samplers/test_budget.py"),
 )  # fmt: skip
 
 
@@ -146,7 +176,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose name, file or tests contain this")
     parser.add_argument("--out", type=Path, help="write the JSON summary here as well")
     arguments = parser.parse_args()
-    candidates = [*MUTATIONS, *(LOSSES if list((ROOT / "tests" / "losses").glob("test_*.py")) else ())]
+    candidates = [*MUTATIONS, *FLOW, *(LOSSES if list((ROOT / "tests" / "losses").glob("test_*.py")) else ())]
     chosen = [m for m in candidates if arguments.only in f"{m.name} {m.file} {m.tests}"]
     records = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:

@@ -242,3 +242,11 @@ def test_root_mean_square_is_over_a_sample(shape: list[int], n: int) -> None:
     found = root_mean_square(x)
     assert (found.dtype, found.tolist()) == (torch.float64, [3.0 * i for i in range(n)])
     assert root_mean_square(f64(1.0, 7.0)[None]).tolist() == pytest.approx([5.0])
+
+
+def test_a_way_without_end_is_given_up() -> None:
+    def attempt(rows: Tensor, state: Tensors, memory: Tensors, at: Tensor, h: Tensor) -> Tried:
+        return Tried(state, torch.ones_like(h), h, torch.ones_like(rows), (), ())
+
+    with pytest.raises(FloatingPointError, match=r"sample 0 stands at 0.00019\d+ between 0 and 1 after 20000 steps.*raise rtol"):
+        march(attempt, (f64(1.0),), (), 0.0, 1.0, f64(1e-8), Control(0.5, safety=1.0))

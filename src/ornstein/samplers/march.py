@@ -19,6 +19,8 @@ Tensors = tuple[Tensor, ...]
 
 _ARRIVED = 1e-12
 """Part of the way below which a rest is rounding, and a step is too small to be taken."""
+_MOST = 20_000
+"""Attempts after which a way is given up: the tightest tolerances take hundreds."""
 
 
 class Tried(NamedTuple):
@@ -80,7 +82,7 @@ def march(
     """Bring a batch from position `start` to `end`, `step` (n,) being the lengths of the first attempts.
 
     `tick` is told the part of the way that is done, in [0, 1]. Raises FloatingPointError, naming a sample, where steps have
-    shrunk to nothing: the denoiser returned NaN, or the tolerance lies below its rounding.
+    shrunk to nothing or do not come to an end: the denoiser returned NaN, or the tolerance lies below its rounding.
     """
     n, span = len(step), end - start
     sign, least = (1.0 if span > 0 else -1.0), _ARRIVED * abs(span)
@@ -88,7 +90,14 @@ def march(
     counts = torch.zeros(3, n, dtype=torch.long)
     places: list[Tensor] = []
     arrived: list[Tensors] = []
+    attempts = 0
     while len(rows):
+        if attempts == _MOST:
+            raise FloatingPointError(
+                f"sample {int(rows[0])} stands at {float(position[0]):.6g} between {start:.6g} and {end:.6g} after {_MOST} "
+                "steps: the tolerance lies below what the denoiser resolves; raise rtol and atol"
+            )
+        attempts += 1
         ahead = sign * (end - position)
         tried = attempt(rows, state, memory, position, sign * torch.minimum(step.clamp(max=control.longest), ahead))
         good = tried.error <= 1
