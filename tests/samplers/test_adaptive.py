@@ -172,7 +172,7 @@ def test_the_law_comes_with_the_tolerance_and_with_the_bridge(p: GaussianProcess
 
 @pytest.mark.parametrize("p", [Rectified(), PROCESSES["zero_linear"]], ids=["rectified", "zero_linear"])
 def test_gotta_go_fast_does_not_start_where_the_drift_is_infinite(p: GaussianProcess) -> None:
-    with pytest.raises(ValueError, match=r"no finite f and g at t = 1.* take RK45"):
+    with pytest.raises(ValueError, match=rf"{type(p).__name__} has no finite f and g at t = 1.* take RK45"):
         sample_adaptive(mixture(p), GottaGoFast(), shape=(2, 2), noise=Noise(0))
 
 
@@ -369,8 +369,3 @@ def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, caps
         out, err = capsys.readouterr()
         drawn.append((out, err != ""))
     assert drawn == [("", False), ("", False), ("", True)]
-
-
-def test_gotta_go_fast_refuses_a_process_without_drift_at_the_start() -> None:
-    with pytest.raises(ValueError, match="Rectified has no finite f and g at t = 1"):
-        sample_adaptive(mixture(PROCESSES["rectified"]), GottaGoFast(), shape=(2, 2), noise=Noise(0))
