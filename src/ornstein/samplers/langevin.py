@@ -26,7 +26,7 @@ class LangevinCorrector:
 
     With `norms` "expected", |z|/|score| is sigma, its value for x_s whose noise outweighs the data: one snr serves every Gaussian
     process, and no sample depends on another. With "sample" it is each sample's own, in place of the published mean over the
-    batch. Steps that depend on x through |score| lead to the law p·|score|² in place of p: harmless in many dimensions, where
+    batch. Steps that depend on x and z so lead to the law p^(D/(D+2))·|score|² in place of p: harmless in many dimensions, where
     |score| hardly varies, and wrong in few. d = e would give a normal of standard deviation sigma a variance too large by
     e/(2 sigma²); d = sigma² (1 - sqrt(1 - 2 e/sigma²)), which is e for small steps, keeps it. Each step costs a call (`calls`);
     clean data are not corrected. Noise is keyed by stream "corrector".
