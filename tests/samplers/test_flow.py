@@ -132,3 +132,9 @@ def test_fixed_steps_refuse_what_they_cannot_do() -> None:
         with pytest.raises(ValueError, match=f"calls={least - 1} do not suffice for a step of {method}; ask for {least}"):
             sample_adaptive(o, FixedSteps(least - 1, method), shape=(2, 2), noise=Noise(0))
         assert sample_adaptive(o, FixedSteps(least, method), shape=(2, 2), noise=Noise(0)).calls.tolist() == [least] * 2
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0, -0.1])
+def test_an_end_without_way_or_noise_is_refused(end: float) -> None:
+    with pytest.raises(ValueError, match=rf"end={end} must lie in \[0, 1\) and hold some noise"):
+        sample_adaptive(mixture(VP()), RK45(end=end), shape=(2, 2), noise=Noise(0))

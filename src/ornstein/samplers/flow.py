@@ -226,6 +226,8 @@ def descend(
     """(x0, calls per sample) from x_T (n, *) at t = 1; with `end`, x at that time instead."""
     process = denoiser.process
     last = process.t_min if end is None else end
+    if not (0 <= last < 1 and float(process.moments(last)[1]) > 0):
+        raise ValueError(f"end={end} must lie in [0, 1) and hold some noise; None goes to clean data")
     solved = solver.solve(Velocity(denoiser, cond), (x / align(norm(process, 1.0), x),), 1.0, last, tick)
     (state,), (v,) = solved.parts, solved.slopes
     if end is not None:
