@@ -85,6 +85,7 @@ def test_rademacher_is_exact_where_the_flow_is_diagonal() -> None:
     assert float(normals.standard_error.min()) > 0.01
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_as_many_probes_as_dimensions_are_exact(kind: str) -> None:
     o = mixture(VP(), 4)
