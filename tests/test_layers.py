@@ -13,7 +13,7 @@ LAYERS = [
     {"process", "grid"},
     {"denoiser", "testing"},
     {"losses", "samplers"},
-    {"guidance", "likelihood"},
+    {"guidance", "likelihood", "calibration"},
     {"system", "contract", "config"},
     {"vector", "image", "sequence", "video", "field", "text"},
     {"train", "verify", "figures", "model", "evaluate"},

@@ -41,6 +41,8 @@ _HOME = {
     "Trajectory": "samplers",
     "sample": "samplers",
     "sample_adaptive": "samplers",
+    "calibrate": "calibration",
+    "ClassifierFree": "guidance",
     "log_prob": "likelihood",
     "bits_per_dim": "likelihood",
     "encode": "likelihood",
@@ -60,6 +62,7 @@ __all__ = [
     "VE",
     "VP",
     "Chain",
+    "ClassifierFree",
     "Clipped",
     "Contract",
     "Cosine",
@@ -84,6 +87,7 @@ __all__ = [
     "__version__",
     "bits_per_dim",
     "bound",
+    "calibrate",
     "decode",
     "encode",
     "grid",
@@ -102,9 +106,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from ornstein import grid, losses, metrics, nets, process, samplers, testing
+    from ornstein.calibration import calibrate
     from ornstein.contract import Contract
     from ornstein.denoiser import Clipped, Denoiser, DynamicThreshold, Prediction
     from ornstein.files import InputError
+    from ornstein.guidance import ClassifierFree
     from ornstein.likelihood import bits_per_dim, decode, encode, log_prob, slerp
     from ornstein.losses import DenoisingLoss, Discretised, LossAware, Times, bound
     from ornstein.model import load

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Protocol
 
 import torch
@@ -191,6 +191,30 @@ class Denoiser(nn.Module):
         if raw.shape != x_t.shape:
             raise ValueError(f"the net returned shape {tuple(raw.shape)} for x_t of shape {tuple(x_t.shape)}; they must agree")
         return Prediction(x_t, alpha, sigma, raw.to(x_t.dtype), skip, out, self.predicts, fraction)
+
+
+def describe(denoiser: object) -> str:
+    """What a denoiser is made of, from the outermost wrapper in: "Clipped(low=-1, high=1) of Denoiser(edm)".
+
+    Two denoisers of the same network with different guidance or clipping differ in it; weights and precision do not show.
+    """
+    if isinstance(denoiser, HalfPrecision):
+        return describe(denoiser.denoiser)
+    name = type(denoiser).__name__
+    if isinstance(denoiser, Denoiser):
+        return f"{name}({denoiser.predicts})"
+    if not hasattr(denoiser, "denoiser"):
+        return name
+    options = [field for field in fields(denoiser) if field.name != "denoiser"] if is_dataclass(denoiser) else []
+    shown = ", ".join(f"{option.name}={_shown(getattr(denoiser, option.name))}" for option in options)
+    return f"{name}({shown}) of {describe(denoiser.denoiser)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    # an address in a repr would make every run another denoiser
+    return str(getattr(value, "__qualname__", None) or (value if isinstance(value, str) else type(value).__name__))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ornstein.calibration import Draws, shares_of, table_of
 from ornstein.contract import Contract
+from ornstein.denoiser import Denoises
 from ornstein.files import write_atomic
 from ornstein.noise import Noise
-from ornstein.samplers import Trajectory, ddim
+from ornstein.process import GaussianProcess
+from ornstein.samplers import Plan, Trajectory, ddim, default_plan, dpm_solver_pp, sample
 from ornstein.system import CondInput, System
 
 SMALLEST = 48
@@ -96,6 +100,52 @@ def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
     axes.legend()
     with write_atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def calibration_picture(
+    denoiser: Denoises, contract: Contract, fitted: Sequence[Plan], draws: Draws, path: str | Path, *, shown: int = 10
+) -> None:
+    """The same start noise, a column each, by rows: for every calibrated plan the default plan and itself; last the fine flow."""
+    n = min(shown, len(draws))
+    cond = None if draws.cond is None else {name: value[:n] for name, value in draws.cond.items()}
+    rows = []
+    for plan in fitted:
+        for chosen in (default_plan(denoiser.process, plan.calls), plan):
+            rows.append(sample(denoiser, chosen, start=draws.start[:n], noise=Noise(0), cond=cond, first=draws.first))
+    rows.append(draws.end[:n])
+    image_grid(contract.decode(torch.cat(rows)), contract, path, columns=n)
+
+
+def plan_picture(plan: Plan, process: GaussianProcess, path: str | Path) -> None:
+    """A deterministic plan's times and coefficients beside those of DPM-Solver++(2M) with as many calls.
+
+    Left the noise level log(sigma/alpha) of every call; right the weight of every answer D_i in what call k (row) hands on,
+    both plans written for x0 and divided by the step's weight for a constant x0, so that every row of DPM-Solver++ sums to 1.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plans = {plan.name: plan, "DPM-Solver++(2M)": dpm_solver_pp(process, plan.calls)}
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
+    for (name, one), marker, place in zip(plans.items(), ("o", "s"), axes[1:], strict=True):
+        table = table_of(one, process)
+        levels = process.log_ratio(table.times).clamp(max=12.0)
+        axes[0].plot(range(one.calls), levels, marker=marker, label=name)
+        shares = shares_of(table, process)
+        shade = place.imshow(np.ma.masked_invalid(shares.numpy()), cmap="RdBu_r", vmin=-3, vmax=3)
+        place.set(title=name, xlabel="answer D_i", ylabel="call k", xticks=range(one.calls), yticks=range(one.calls))
+        if one.calls <= 10:
+            for (k, i), share in np.ndenumerate(np.tril(shares.nan_to_num().numpy())):
+                if i <= k:
+                    place.text(i, k, f"{share:.2g}", ha="center", va="center", fontsize=7, color="w" if abs(share) > 2 else "k")
+        figure.colorbar(shade, ax=place, shrink=0.8)
+    axes[0].set(xlabel="call", ylabel="log(sigma/alpha)", title="noise levels")
+    axes[0].grid(alpha=0.3)
+    axes[0].legend()
+    with write_atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _save(picture: NDArray[np.uint8], path: str | Path) -> None:

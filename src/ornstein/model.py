@@ -6,6 +6,7 @@ nothing that it finds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ornstein import config as configs
+from ornstein.calibration import weights_digest
 from ornstein.config import Recipe
 from ornstein.contract import Contract
 from ornstein.files import (
@@ -93,6 +95,7 @@ def load(directory: str | Path, *, device: torch.device | str | None = None, pro
     if device is not None:
         system.net.to(usable(device))
     system.net.requires_grad_(False).eval()
+    system.calibrated = _calibrated(folder, system)
     if recipe.train.channels_last:
         arrange(system)
     return system
@@ -119,6 +122,29 @@ def plans(directory: str | Path) -> dict[str, Plan]:
     """The plans saved beside the weights, by name (plan-8.json is "8")."""
     folder = _checked(directory)
     return {path.stem.removeprefix("plan-"): Plan.load(inside(folder, path.name)) for path in sorted(folder.glob("plan-*.json"))}
+
+
+def save_plan(directory: str | Path, plan: Plan, guidance: float = 1.0) -> Path:
+    """Save a plan beside the weights: plan-8.json, with guidance plan-8-guidance-2.json, a stochastic one plan-8-noise.json."""
+    name = f"plan-{plan.calls}" + ("-noise" if plan.stochastic else "") + (f"-guidance-{guidance:g}" if guidance != 1 else "")
+    path = _checked(directory) / f"{name}.json"
+    plan.save(path)
+    return path
+
+
+def _calibrated(folder: Path, system: System) -> tuple[Plan, ...]:
+    """The saved plans that were calibrated to these weights; a warning for those that were calibrated to others."""
+    found = {name: plan for name, plan in plans(folder).items() if plan.calibration is not None}
+    if not found:
+        return ()
+    mine = weights_digest(system.denoiser)
+    for name, plan in list(found.items()):
+        if plan.calibration is not None and plan.calibration.weights != mine:
+            warnings.warn(
+                f"{folder}/plan-{name}.json was calibrated to other weights and is not used; calibrate again", stacklevel=3
+            )
+            del found[name]
+    return tuple(found.values())
 
 
 def _checked(directory: str | Path) -> Path:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.contract import Contract
-from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision
+from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision, describe
 from ornstein.files import InputError
 from ornstein.grid import log_snr
+from ornstein.guidance import ClassifierFree
 from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
 from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
 from ornstein.noise import Noise
@@ -32,7 +33,7 @@ class System:
     data's own range too. `condition` names the condition the network takes ("label") or None; with probability
     `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip` mirrors half of the
     training images. `bounds`, `threshold` and `half_precision` change predictions while sampling, and
-    only if the recipe asks.
+    only if the recipe asks. `calibrated` are plans fitted to these weights (`ornstein.calibrate`).
     """
 
     contract: Contract
@@ -45,6 +46,7 @@ class System:
     bounds: tuple[float, float] | None = None
     threshold: float | None = None
     half_precision: bool = False
+    calibrated: tuple[Plan, ...] = ()
 
     @property
     def net(self) -> nn.Module:
@@ -76,6 +78,7 @@ class System:
         n: int,
         *,
         cond: CondInput = None,
+        guidance: float = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
@@ -86,18 +89,22 @@ class System:
         """n samples (n, *) in the data's own range.
 
         `cond` is one value for all or one per sample, {"label": 3} or {"label": [0, 1, 2]}, by number or by class name;
-        None draws without condition. `sampler` is a plan, a number of network calls, a solver that chooses its steps, or None
-        for the model's default. `after` acts between the rows of a plan (guidance, a corrector).
+        None draws without condition; `guidance` is the scale of classifier-free guidance. `sampler` is a plan, a number of
+        network calls, a solver that chooses its steps, or None for the model's default. A number takes the plan that was
+        calibrated for it, where there is one (`plan_for`), or the default rule's. `after` acts between the rows of a plan
+        (guidance on x, a corrector).
         """
         return self.draw(
-            n, cond=cond, sampler=sampler, noise=noise, first=first, batch_size=batch_size, after=after, progress=progress
-        ).x0
+            n, cond=cond, guidance=guidance, sampler=sampler, noise=noise, first=first, batch_size=batch_size, after=after,
+            progress=progress,
+        ).x0  # fmt: skip
 
     def draw(
         self,
         n: int,
         *,
         cond: CondInput = None,
+        guidance: float = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
@@ -105,14 +112,18 @@ class System:
         after: Hook | None = None,
         progress: bool = False,
     ) -> Draws:
-        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,).
+        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,); a guided call evaluates twice.
 
         A solver that chooses its steps runs the network in full precision, whatever the recipe says.
         """
         chosen = self.plan if sampler is None else sampler
         if chosen is None or isinstance(chosen, int):
-            chosen = default_plan(self.denoiser.process, chosen or 50)
-        denoiser, shape = self.shaped_denoiser(full_precision=not isinstance(chosen, Plan)), (n, *self.contract.shape)
+            count = 50 if chosen is None else chosen
+            chosen = self.plan_for(count, guidance=guidance) or default_plan(self.denoiser.process, count)
+        if guidance != 1 and not cond:
+            raise InputError(f"guidance={guidance:g} needs a condition to guide to; give cond, or leave guidance out")
+        denoiser = self.shaped_denoiser(full_precision=not isinstance(chosen, Plan), guidance=guidance)
+        shape = (n, *self.contract.shape)
         conditions, size = self.conditions(cond, n), CHUNK if batch_size is None else batch_size
         if isinstance(chosen, Plan):
             x0 = sample(
@@ -129,12 +140,27 @@ class System:
         )  # fmt: skip
         return Draws(self.contract.decode(drawn.x0), drawn.calls)
 
-    def shaped_denoiser(self, *, full_precision: bool = False) -> Denoises:
-        """The denoiser with the precision, clipping or thresholding that the recipe asked for.
+    def plan_for(self, calls: int, *, guidance: float = 1.0) -> Plan | None:
+        """The plan calibrated for so many calls of these weights under this guidance, if there is one."""
+        if not self.calibrated:
+            return None
+        mine = describe(self.shaped_denoiser(guidance=guidance))
+        for plan in self.calibrated:
+            facts = plan.calibration
+            if facts is not None and plan.calls == calls and facts.measure == "flow" and facts.denoiser == mine:
+                return plan
+        return None
+
+    def shaped_denoiser(self, *, full_precision: bool = False, guidance: float = 1.0) -> Denoises:
+        """The denoiser with the precision, clipping or thresholding that the recipe asked for, and guidance.
 
         `full_precision` leaves out the first: the rounding of bfloat16 is an error that no solver's tolerance can meet.
         """
+        if guidance != 1 and self.condition_dropout == 0:
+            raise InputError(f"guidance={guidance:g} needs a model trained with condition_dropout above 0, which this is not")
         denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision and not full_precision else self.denoiser
+        if guidance != 1:
+            denoiser = ClassifierFree(denoiser, guidance)
         if self.bounds is not None:
             denoiser = Clipped(denoiser, *self.bounds)
         if self.threshold is not None:

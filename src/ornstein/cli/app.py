@@ -18,6 +18,7 @@ app = App(
 
 Set = Annotated[list[str] | None, Parameter(name="--set", help="Change a key of the recipe: a.b=value. May be repeated.")]
 Cond = Annotated[list[str] | None, Parameter(name="--cond", help="Condition, name=value: label=3. May be repeated.")]
+Guidance = Annotated[float, Parameter(name="--guidance", help="Scale of classifier-free guidance: 1 is the conditional model.")]
 Count = Annotated[int, Parameter(name=["-n", "--number"])]
 
 

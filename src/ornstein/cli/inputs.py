@@ -28,19 +28,31 @@ LEAST_TOLERANCE = 1e-3
 """Smaller ones are below what a network in float32 resolves."""
 
 
-def plan_of(directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None) -> Plan | None:
-    """The plan asked for, or None for the model's default."""
+def plan_of(
+    directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None, guidance: float = 1.0
+) -> Plan | None:
+    """The plan asked for, or None for the model's default; a number of calls alone takes the plan calibrated for it."""
     from ornstein import config, model
     from ornstein.files import InputError
     from ornstein.image.ddpm import make_plan
     from ornstein.samplers import Plan
+    from ornstein.samplers.loop import misfit
 
     if sampler is None and calls is None and grid is None:
         return system.plan
     if sampler is not None and sampler.endswith(".json"):
         if calls is not None or grid is not None:
             raise InputError("--calls and --grid do not go with a plan's file, which fixes both")
-        return Plan.load(sampler)
+        plan = Plan.load(sampler)
+        try:
+            why = misfit(plan, system.shaped_denoiser(guidance=guidance))
+        except ValueError as error:
+            raise InputError(f"--sampler {sampler}: {error}") from error
+        if why:
+            raise InputError(f"--sampler {sampler} {why}; run ornstein calibrate with these options, or take another sampler")
+        return plan
+    if sampler is None and grid is None and calls is not None and (fitted := system.plan_for(calls, guidance=guidance)):
+        return fitted
     default = model.read_recipe(directory).sampler
     at_least("--calls", calls)
     own = sampler is None or sampler == default.name
@@ -59,7 +71,13 @@ def chosen(conditions: Conditions, rows: Sequence[int]) -> Conditions:
 
 
 def sampler_of(
-    directory: Path, system: System, sampler: str | None, calls: int | None, rtol: float | None, grid: str | None
+    directory: Path,
+    system: System,
+    sampler: str | None,
+    calls: int | None,
+    rtol: float | None,
+    grid: str | None,
+    guidance: float = 1.0,
 ) -> Plan | Adaptive | None:
     """The plan or the solver that chooses its own steps; None for the model's default."""
     from ornstein.files import InputError
@@ -68,7 +86,7 @@ def sampler_of(
     if sampler not in ADAPTIVE:
         if rtol is not None:
             raise InputError(f"--rtol {rtol:g} goes with --sampler {', '.join(ADAPTIVE)}; for a plan give --tol or --calls")
-        return plan_of(directory, system, sampler, calls, grid)
+        return plan_of(directory, system, sampler, calls, grid, guidance)
     if calls is not None or grid is not None:
         raise InputError(f"--calls and --grid do not go with --sampler {sampler}, which chooses its own steps; give --rtol")
     if rtol is not None and not rtol > 0:
@@ -76,7 +94,9 @@ def sampler_of(
     return ADAPTIVE[sampler]() if rtol is None else ADAPTIVE[sampler](rtol=rtol)
 
 
-def corrector_of(system: System, sampler: Plan | Adaptive | None, steps: int, snr: float | None) -> LangevinCorrector | None:
+def corrector_of(
+    system: System, sampler: Plan | Adaptive | None, steps: int, snr: float | None, guidance: float = 1.0
+) -> LangevinCorrector | None:
     """The corrector that --corrector and --snr ask for."""
     from ornstein.files import InputError
     from ornstein.samplers import LangevinCorrector, Plan
@@ -90,7 +110,7 @@ def corrector_of(system: System, sampler: Plan | Adaptive | None, steps: int, sn
         raise InputError(f"--snr {snr:g} must be above 0")
     if not isinstance(sampler, Plan | None):
         raise InputError(f"--corrector does not go with {sampler.name}, which has no rows to correct between; choose a plan")
-    corrector = LangevinCorrector(system.shaped_denoiser(), steps=steps)
+    corrector = LangevinCorrector(system.shaped_denoiser(guidance=guidance), steps=steps)
     return corrector if snr is None else replace(corrector, snr=snr)
 
 
@@ -104,6 +124,7 @@ def budgeted(
     grid: str | None,
     number: int,
     cond: list[str] | None,
+    guidance: float,
     seed: int,
     quiet: bool,
 ) -> Plan:
@@ -132,7 +153,8 @@ def budgeted(
         return made
 
     found = pilot(
-        system.shaped_denoiser(full_precision=True), shape=(PILOT_SAMPLES, *system.contract.shape), noise=Noise(seed), plan=plan,
+        system.shaped_denoiser(full_precision=True, guidance=guidance), shape=(PILOT_SAMPLES, *system.contract.shape),
+        noise=Noise(seed), plan=plan,
         tolerance=max(monte_carlo_error(number), LEAST_TOLERANCE) if tol is None else tol, scale=system.contract.std,
         cond=system.conditions(conditions_of(cond, PILOT_SAMPLES), PILOT_SAMPLES), device=system.device, progress=not quiet,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ornstein.cli.app import Cond, Count, app, at_least
+from ornstein.cli.app import Cond, Count, Guidance, app, at_least
 from ornstein.cli.inputs import budgeted, conditions_of, corrector_of, sampler_of, samples_of, write_npz
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def sample(
     corrector: int = 0,
     snr: float | None = None,
     cond: Cond = None,
+    guidance: Guidance = 1.0,
     seed: int = 0,
     batch: int | None = None,
     out: Path = Path("samples.png"),
@@ -43,7 +44,8 @@ def sample(
     sampler
         A sampler by name (see `ornstein list`) or a plan's JSON file; the model's default unless given.
     calls
-        Network calls per sample; `auto`: as many as bring the discretisation error below the Monte-Carlo error of -n samples.
+        Network calls per sample, by the plan that `ornstein calibrate` fitted to them where there is one; `auto`: as many as
+        bring the discretisation error below the Monte-Carlo error of -n samples.
     tol
         Choose the calls so that nine samples in ten lie within this distance of the exact flow's, in standard deviations of the
         data: 0.01. A pilot batch finds out, and prints its table.
@@ -57,6 +59,8 @@ def sample(
         Signal-to-noise ratio of the corrector's steps; 0.3 unless given.
     cond
         Condition, name=value; several values by commas are dealt to the samples in turn: label=0,1,2.
+    guidance
+        Scale of classifier-free guidance; every call then evaluates the network twice.
     seed
         Sample i of a seed is the same in any batch size and on any device.
     batch
@@ -85,15 +89,17 @@ def sample(
         system.half_precision = precision == "bf16"
     conditions = conditions_of(cond, number)
     if tol is not None or calls == "auto":
-        chosen: Plan | Adaptive | None = budgeted(directory, system, sampler, calls, tol, rtol, grid, number, cond, seed, quiet)
+        chosen: Plan | Adaptive | None = budgeted(
+            directory, system, sampler, calls, tol, rtol, grid, number, cond, guidance, seed, quiet
+        )
     else:
-        chosen = sampler_of(directory, system, sampler, calls, rtol, grid)
-    after = corrector_of(system, chosen, corrector, snr)
+        chosen = sampler_of(directory, system, sampler, calls, rtol, grid, guidance)
+    after = corrector_of(system, chosen, corrector, snr, guidance)
     with shares(number) as share:
         mine = None if conditions is None else {k: v[share.first : share.first + share.count] for k, v in conditions.items()}
         part = system.draw(
-            share.count, cond=mine, sampler=chosen, noise=Noise(seed), first=share.first, batch_size=batch, after=after,
-            progress=not quiet,
+            share.count, cond=mine, guidance=guidance, sampler=chosen, noise=Noise(seed), first=share.first, batch_size=batch,
+            after=after, progress=not quiet,
         )  # fmt: skip
         samples, counted = share.gather(part.x0.cpu()), share.gather(part.calls)
         if not share.main:

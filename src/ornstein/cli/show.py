@@ -8,30 +8,66 @@ from ornstein.cli.app import app
 
 
 @app.command
-def info(path: Path) -> None:
-    """Describe a model directory or a plan's JSON file.
+def info(path: Path, *, out: Path | None = None) -> None:
+    """Describe a model directory or a plan's JSON file; a plan beside a model's weights is compared with DPM-Solver++.
 
     Parameters
     ----------
     path
         A model directory, or a plan saved as JSON.
+    out
+        A .png for the plan's times and coefficients beside those of DPM-Solver++.
     """
     from ornstein import config, model
-    from ornstein.samplers import Plan
+    from ornstein.files import InputError
 
     if path.suffix == ".json":
-        print(Plan.load(path))
+        _plan(path, out)
         return
+    if out is not None:
+        raise InputError(f"--out {str(out)!r} draws a plan; give its JSON file in place of {str(path)!r}")
     system = model.load(path)
     print(config.dump(model.read_recipe(path)))
     contract = system.contract
     print(f"data: shape {contract.shape}, channels {', '.join(contract.channels)}, range {contract.low} … {contract.high}")
     print(f"classes: {', '.join(contract.classes) if contract.classes else 'none'}")
     print(f"parameters: {sum(p.numel() for p in system.net.parameters()):,}")
-    for name in sorted(model.plans(path)):
-        print(f"plan: {name}")
+    for name, plan in sorted(model.plans(path).items()):
+        print(f"plan: {name}" + (f", {plan.calibration}" if plan.calibration is not None else ""))
     if system.plan is not None:
         print(system.plan)
+
+
+def _plan(path: Path, out: Path | None) -> None:
+    """Print a plan, how it was calibrated, and beside which it stands; draw it if asked."""
+    from ornstein import figures, model
+    from ornstein.calibration import beside
+    from ornstein.files import InputError
+    from ornstein.samplers import Plan, dpm_solver_pp
+
+    plan = Plan.load(path)
+    print(plan)
+    facts = plan.calibration
+    if facts is not None:
+        print(f"\n{facts}")
+        print(f"calibrated for {facts.denoiser}, weights {facts.weights}, conditions {', '.join(facts.conditions) or 'none'}")
+        print(
+            f"{facts.trajectories} trajectories of seed {facts.seed}, {facts.evaluations} gradients, fine flow of "
+            f"{facts.fine_calls} calls (error {facts.fine_error:.2g}), {facts.seconds:.0f} s, ornstein {facts.version}"
+        )
+    if not (path.parent / model.CONFIG).exists():
+        if out is not None:
+            raise InputError(f"--out {str(out)!r} needs the model's process: keep {path.name} in its model directory")
+        return
+    process = model.load(path.parent).denoiser.process
+    try:
+        print(f"\n{beside(plan, dpm_solver_pp(process, plan.calls), process)}")
+        if out is not None:
+            figures.plan_picture(plan, process, out)
+            print(f"{out}: times and coefficients")
+    except ValueError as error:
+        if out is not None:
+            raise InputError(f"--out {str(out)!r}: {error}") from error
 
 
 @app.command(name="list")

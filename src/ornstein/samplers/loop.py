@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Condition, Denoises, Prediction
+from ornstein.denoiser import Condition, Denoises, Prediction, describe
 from ornstein.noise import Noise
 from ornstein.progress import track
 from ornstein.samplers.default import default_plan
@@ -82,9 +84,13 @@ def sample(
     `start` (samples, *) replaces the draw from the prior, and settles shape, dtype and device. Noise is keyed by sample:
     sample i (number first + i) is the same for any `batch_size`. `cond` holds tensors with one row per sample.
     `after` is called on the state after every row. Networks are put in evaluation mode meanwhile; no gradients are kept.
-    Raises ValueError for missing or contradictory arguments. Device: that of the denoiser's parameters unless given.
+    A plan that was calibrated for other guidance or clipping than the denoiser's is warned about.
+    Raises ValueError for missing or contradictory arguments, or a plan calibrated for another process. Device: that of the
+    denoiser's parameters unless given.
     """
     plan = _chosen(denoiser, plan, calls)
+    if plan.calibration is not None and (why := misfit(plan, denoiser)):
+        warnings.warn(f"plan {plan.name!r} {why}; calibrate again, or take an uncalibrated plan", stacklevel=2)
     parts, empty = batches(denoiser, shape, start, noise, cond, first, batch_size, device, dtype)
     done = []
     with torch.no_grad(), evaluating(denoiser):
@@ -96,6 +102,22 @@ def sample(
         for _ in ticks:  # let the bar close
             pass
     return torch.cat(done) if done else empty
+
+
+def misfit(plan: Plan, denoiser: Denoises) -> str:
+    """Why a calibrated plan is not for this denoiser ("was calibrated for …"), or nothing; ValueError for another process."""
+    facts = plan.calibration
+    if facts is None:
+        return ""
+    for t, (alpha, sigma) in zip(plan.times, facts.levels, strict=True):
+        now = tuple(float(m) for m in denoiser.process.moments(t))
+        if not all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in zip(now, (alpha, sigma), strict=True)):
+            raise ValueError(
+                f"plan {plan.name!r} was calibrated where (alpha, sigma) at t={t:.6g} is ({alpha:.6g}, {sigma:.6g}); "
+                f"{type(denoiser.process).__name__} has ({now[0]:.6g}, {now[1]:.6g}): calibrate it for this process"
+            )
+    mine = describe(denoiser)
+    return "" if mine == facts.denoiser else f"was calibrated for {facts.denoiser}, and samples {mine}"
 
 
 class Batch(NamedTuple):
@@ -128,7 +150,7 @@ def batches(
     for name, value in (cond or {}).items():
         if len(value) != samples:
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {samples} samples; give one row per sample")
-    where = torch.device(device or (start.device if start is not None else _device(denoiser)))
+    where = torch.device(device or (start.device if start is not None else device_of(denoiser)))
     chunk = max(min(batch_size or samples, samples), 1)
 
     def state(places: slice) -> Tensor:
@@ -204,7 +226,7 @@ def _chosen(denoiser: Denoises, plan: Plan | None, calls: int | None) -> Plan:
     return plan
 
 
-def _module(denoiser: object) -> nn.Module | None:
+def module_of(denoiser: object) -> nn.Module | None:
     """The network module at the bottom of a denoiser and its wrappers, if there is one."""
     while not isinstance(denoiser, nn.Module):
         if not hasattr(denoiser, "denoiser"):
@@ -213,8 +235,9 @@ def _module(denoiser: object) -> nn.Module | None:
     return denoiser
 
 
-def _device(denoiser: Denoises) -> torch.device:
-    module = _module(denoiser)
+def device_of(denoiser: Denoises) -> torch.device:
+    """Where the parameters of a denoiser's network are; the CPU if it has none."""
+    module = module_of(denoiser)
     parameter = next(module.parameters(), None) if module is not None else None
     return torch.device("cpu") if parameter is None else parameter.device
 
@@ -222,7 +245,7 @@ def _device(denoiser: Denoises) -> torch.device:
 @contextmanager
 def evaluating(denoiser: object) -> Iterator[None]:
     """Evaluation mode (no dropout) for the network of a denoiser, wrapped or not, put back as it was on leaving."""
-    root = _module(denoiser)
+    root = module_of(denoiser)
     training = [module for module in root.modules() if module.training] if root is not None else []
     try:
         for module in training:

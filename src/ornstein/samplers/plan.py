@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from ornstein.files import InputError, read_json, write_atomic
@@ -47,8 +48,50 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How a plan was fitted to a trained model (`ornstein.calibrate`), and what it gained, on draws that the fit never saw.
+
+    `error` is that of the plan and `start_error` that of the plan named `start`, on the same `samples` draws; `measure` says
+    in what: "flow", the mean of |x0 - x0*|/√D between a sample and what the fine flow makes of the same start noise, or
+    "energy", the energy distance per √D of their laws. `gain_error` is the standard error of start_error - error. `kept` says
+    whether the start was better and is what this plan is. `denoiser` describes what was calibrated (guidance included),
+    `levels` the (alpha, sigma) of the calls, `weights` a digest of the network's parameters (None: no network), `conditions`
+    the names of the condition's tensors. The rest is provenance: draws that were fitted, gradient evaluations, the seed, calls
+    and error of the fine flow, seconds, and the version that did it.
+    """
+
+    error: float
+    start_error: float
+    gain_error: float
+    start: str
+    kept: bool
+    measure: str
+    samples: int
+    denoiser: str
+    levels: tuple[tuple[float, float], ...]
+    weights: str | None
+    conditions: tuple[str, ...]
+    trajectories: int
+    evaluations: int
+    seed: int
+    fine_calls: int
+    fine_error: float
+    seconds: float
+    version: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        what = "distance to the fine flow" if self.measure == "flow" else "energy distance"
+        if self.kept:
+            return f"{what} {self.start_error:.4g}: nothing better was found, this is {self.start}"
+        gain = f"{self.error / self.start_error:.2f} times that of {self.start}, {self.start_error:.4g}"
+        return f"{what} {self.error:.4g}, {gain} ({self.samples} unseen draws)"
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The rows of a sampler, the view ("x0", "eps" or "v") of the denoiser they combine, and a name for people.
+    """The rows of a sampler, the view ("x0", "eps" or "v") of the denoiser they combine, and a name for people; `calibration`
+    tells of a plan that was fitted to a model.
 
     Row k: y = p·x + Σ P[j]·H_{k-j} + q·z, H_k the view of denoiser(y, t_k), then x ← a·x + Σ B[j]·H_{k-j} + c·z; x of any shape.
     Raises ValueError for a row that is not finite, reaches back before the first call, or leaves [0, 1].
@@ -57,6 +100,7 @@ class Plan:
     name: str
     view: str
     rows: tuple[Row, ...]
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -118,9 +162,9 @@ class Plan:
             raise InputError(f"plan={str(path)!r} is not a plan of format {FORMAT}; make it again with Plan.save")
         try:
             rows = tuple(_row(row) for row in content["rows"])
-            if unknown := set(content) - {"format", "name", "view", "rows"}:
+            if unknown := set(content) - {"format", "name", "view", "rows", "calibration"}:
                 raise ValueError(f"unknown keys {sorted(unknown)}")
-            return cls(str(content["name"]), content["view"], rows)
+            return cls(str(content["name"]), content["view"], rows, _calibration(content.get("calibration"), len(rows)))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"plan={str(path)!r} is not valid: {error}") from error
 
@@ -136,6 +180,23 @@ def _row(content: dict) -> Row:
         if name in fields and not isinstance(fields[name], int | float):
             raise TypeError(f"{name}={fields[name]!r} is not a number")
     return Row(**fields)
+
+
+def _calibration(content: dict | None, calls: int) -> Calibration | None:
+    if content is None:
+        return None
+    fields = {**content, "levels": tuple((float(a), float(s)) for a, s in content["levels"])}
+    fields["conditions"] = tuple(str(name) for name in content["conditions"])
+    for field in dataclass_fields(Calibration):
+        kinds = _KINDS.get(str(field.type), object)
+        if not isinstance(fields[field.name], kinds) or (kinds is not bool and fields[field.name] is True):
+            raise TypeError(f"calibration: {field.name}={fields[field.name]!r} is not {field.type}")
+    if len(fields["levels"]) != calls:
+        raise ValueError(f"calibration: {len(fields['levels'])} levels for {calls} calls")
+    return Calibration(**fields)
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {"float": (float, int), "int": int, "bool": bool, "str": str}
 
 
 def _lag(value: object) -> int:
