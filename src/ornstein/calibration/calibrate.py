@@ -93,16 +93,15 @@ def calibrate(
             next(ticks, None)
         errors = [_finite(problem.error(student.table, reference.choose)) for student in candidates]
         student = candidates[errors.index(min(errors))]
-        knobs, evaluations = torch.zeros(student.size, dtype=torch.float64), 0
+        knobs, least, evaluations = torch.zeros(student.size, dtype=torch.float64), min(errors), 0
         if steps:
-            knobs, evaluations = descend(student, problem, steps, ticks, deadline)
+            knobs, least, evaluations = descend(student, problem, steps, ticks, deadline)
         for _ in ticks:  # let the bar close
             pass
         fitted = student.plan(knobs, f"calibrated({start.calls})")
-        better = problem.error(student(knobs), reference.choose) < errors[0]
         judged = [_judged(denoiser, plan, reference.judge, measure, noise, batch_size) for plan in (start, fitted)]
     gain = judged[0] - judged[1]
-    kept = not (better and float(gain.mean()) > 0)
+    kept = not (least < errors[0] and float(gain.mean()) > 0)
     if kept:
         fitted, judged, gain = start, [judged[0], judged[0]], torch.zeros_like(gain)
     facts = Calibration(
@@ -145,7 +144,7 @@ def _judged(denoiser: Denoises, plan: Plan, draws: Draws, measure: Measure, nois
     """The errors of a plan on a set, by the loop that users' samples go through; (n,), float64."""
     with torch.no_grad():
         parts = [run(denoiser, plan, c.start, noise=noise, cond=c.cond, first=c.first) for c in chunks(draws, batch_size)]
-    return measure(torch.cat(parts), draws.end).cpu()
+    return measure(torch.cat(parts), draws.end)
 
 
 def _finite(error: float) -> float:

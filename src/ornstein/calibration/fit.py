@@ -20,9 +20,9 @@ from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.samplers.frame import floats
 
-_RIDGE = 1e-6
+_RIDGE = 1e-8
 _SMOOTH = 0.05
-_DAMPING = 1e-4
+_DAMPING = 1e-6
 _PROBES = 1
 _SMALLEST = 8
 _EVERY, _PATIENCE = 4, 4
@@ -36,7 +36,7 @@ class Measure(Protocol):
         """Whether the errors must be taken of all samples at once."""
 
     def __call__(self, x0: Tensor, end: Tensor) -> Tensor:
-        """(n,), float64; the mean is the error."""
+        """(n,), float64 on the CPU; the mean is the error."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class FlowError:
     joint: bool = False
 
     def __call__(self, x0: Tensor, end: Tensor) -> Tensor:
-        """sqrt(mean square + smooth²), (n,), float64."""
-        return ((x0 - end).flatten(1).double().square().mean(1) + self.smooth**2).sqrt()
+        """sqrt(mean square + smooth²), (n,), float64 on the CPU."""
+        return ((x0 - end).flatten(1).square().mean(1).cpu().double() + self.smooth**2).sqrt()
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class EnergyDistance:
     joint: bool = True
 
     def __call__(self, x0: Tensor, end: Tensor) -> Tensor:
-        """Every sample's share of the distance, (n,), float64; single ones may be negative."""
-        x, y = (part.flatten(1).double() for part in (x0, end))
+        """Every sample's share of the distance, (n,), float64 on the CPU; single ones may be negative."""
+        x, y = (part.flatten(1).cpu().double() for part in (x0, end))
         n = len(x)
-        apart = ~torch.eye(n, dtype=torch.bool, device=x.device)
+        apart = ~torch.eye(n, dtype=torch.bool)
 
         def mean(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(apart, torch.cdist(a, b), 0).sum(1) / (n - 1)
@@ -114,18 +114,18 @@ def _constant(process: GaussianProcess, t: float, s: float | None, size: int) ->
 
 
 def _row(features: list[Tensor], target: Tensor, prior: Tensor) -> Tensor:
-    stacked = torch.stack([part.flatten(1).double() for part in features])
-    residual = target.flatten(1).double() - torch.einsum("p,pnd->nd", prior.to(stacked), stacked)
-    each = torch.ones(len(target), dtype=torch.float64, device=stacked.device)
+    stacked = torch.stack([part.flatten(1).cpu().double() for part in features])
+    residual = target.flatten(1).cpu().double() - torch.einsum("p,pnd->nd", prior, stacked)
+    each = torch.ones(len(target), dtype=torch.float64)
     found = torch.zeros_like(prior)
     for _ in range(3):
         weighted = stacked * each[:, None]
-        gram = torch.einsum("pnd,qnd->pq", weighted, stacked).cpu()
-        right = torch.einsum("pnd,nd->p", weighted, residual).cpu()
+        gram = torch.einsum("pnd,qnd->pq", weighted, stacked)
+        right = torch.einsum("pnd,nd->p", weighted, residual)
         scale = gram.diagonal().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
         ridge = _RIDGE * torch.eye(len(prior), dtype=torch.float64)
         found = torch.linalg.solve(gram / scale[:, None] / scale + ridge, right / scale) / scale
-        left = (residual - torch.einsum("p,pnd->nd", found.to(stacked), stacked)).square().mean(1).sqrt()
+        left = (residual - torch.einsum("p,pnd->nd", found, stacked)).square().mean(1).sqrt()
         each = 1 / (left + 0.1 * left.mean() + torch.finfo(torch.float64).tiny)
     return prior + found
 
@@ -153,8 +153,8 @@ class Problem:
         return float(self.measure(self.samples(table, draws), draws.end).mean())
 
 
-def descend(student: Student, problem: Problem, steps: int, tick: Iterator[object], deadline: float) -> tuple[Tensor, int]:
-    """(knobs, gradient evaluations) after at most `steps` evaluations of the gradient: the knobs best on the second set.
+def descend(student: Student, problem: Problem, steps: int, tick: Iterator[object], deadline: float) -> tuple[Tensor, float, int]:
+    """(knobs, their error, evaluations) of at most `steps` gradients: the knobs best on the second set, and the error there.
 
     L-BFGS on the whole first set, in the variables in which the samples move alike: with J the Jacobian of the samples in the
     knobs, estimated by random cotangents, knobs are q ~ (JᵀJ)^(-1/2)·φ. Stops where the second set has not improved in four
@@ -203,7 +203,7 @@ def descend(student: Student, problem: Problem, steps: int, tick: Iterator[objec
         objective, np.zeros(student.size), jac=True, method="L-BFGS-B", callback=look,
         options={"maxiter": steps, "maxfun": max(steps, 2), "maxcor": 60, "ftol": 0.0, "gtol": 0.0},
     )  # fmt: skip
-    return best, evaluations
+    return best, least, evaluations
 
 
 def _fitting(student: Student, problem: Problem) -> tuple[list[Chunk], bool]:
@@ -269,7 +269,7 @@ class _Descent:
             x0, calls = trace(problem.denoiser, table, chunk, problem.noise, graphs=not self.again)
             errors = torch.ones(len(x0), dtype=torch.float64)
             if not self.measure.joint:
-                errors = self.measure(x0, problem.fit.end[chunk.places]).cpu()
+                errors = self.measure(x0, problem.fit.end[chunk.places])
             for probe in range(_PROBES):
                 signs = problem.noise.normal(x0.shape, stream="probe", step=probe, first=chunk.first, dtype=x0.dtype).sign()
                 pulled = pullback(problem.denoiser, table, calls, signs.to(x0.device), chunk.cond, again=self.again)

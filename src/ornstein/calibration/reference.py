@@ -45,13 +45,13 @@ class Draws:
         return len(self.start)
 
     def error(self, x0: Tensor) -> Tensor:
-        """|x0 - end|/√D of every sample, (n,), float64."""
+        """|x0 - end|/√D of every sample, (n,), float64 on the CPU."""
         return rms(x0, self.end)
 
 
 def rms(x: Tensor, y: Tensor) -> Tensor:
-    """|x - y|/√D of every sample, (n,), float64."""
-    return (x - y).flatten(1).double().square().mean(1).sqrt()
+    """|x - y|/√D of every sample, (n,), float64 on the CPU."""
+    return (x - y).flatten(1).square().mean(1).cpu().double().sqrt()
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def fine_flow(
     `cond` holds tensors of any number of rows, dealt to the samples in turn. `trajectories` are fitted, half as many choose,
     and as many judge. The fine flow is an Adams plan of order 3 whose calls are doubled until its error, estimated on a pilot
     batch, is a twentieth of the default plan's, unless `fine_calls` says how many it takes.
-    ValueError for fewer than 8 trajectories or an empty condition.
+    ValueError for fewer than 8 trajectories or an empty condition; FloatingPointError for a denoiser that leaves the numbers.
     """
     if trajectories < _FEWEST:
         raise ValueError(f"trajectories={trajectories} must be at least {_FEWEST}")
@@ -172,6 +172,8 @@ def fine_flow(
                 parts.append(seen.path(x0))
     for _ in ticks:  # let the bar close
         pass
+    if not all(bool(end.isfinite().all()) for some in ends for end in some):
+        raise FloatingPointError(f"the fine flow of {fine_calls} calls is not finite: the denoiser returns NaN or infinity")
     fit, choose, judge = (
         Draws(torch.cat(starts[k]), torch.cat(ends[k]), on(where, dealt(cond, 0, n)), FIRST + k * APART)
         for k, n in enumerate(counts)
