@@ -40,6 +40,9 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	for part in rk45 bridge ggf corrector; do $(BIN)/python benchmarks/adaptive.py --part $$part || exit 1; done
 	for part in oracles hutchinson; do $(BIN)/python benchmarks/likelihood.py --part $$part || exit 1; done
 	$(BIN)/python benchmarks/budget.py
+	for part in mixtures harmless noise; do $(BIN)/python benchmarks/calibration.py --part $$part || exit 1; done
+	$(BIN)/ornstein calibrate runs/mnist-bench/ornstein --calls 5,8,10
+	$(BIN)/python benchmarks/calibration.py --part net --model runs/mnist-bench/ornstein
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 

@@ -292,7 +292,8 @@ def pictures(arguments: argparse.Namespace) -> tuple[Rows, bool]:
     start = process.prior((10, *system.contract.shape), Noise(SEED + 2))
     draws = Draws(start, sample(denoiser, calls=50, start=start, noise=Noise(0)), None, 0)
     images = Path(__file__).parents[1] / "docs" / "images"
-    figures.calibration_picture(denoiser, system.contract, list(plans.values()), draws, images / "calibration-mnist.png")
+    pairs = [(default_plan(process, calls), plan) for calls, plan in plans.items()]
+    figures.calibration_picture(denoiser, system.contract, pairs, draws, images / "calibration-mnist.png")
     figures.plan_picture(plans[8], process, images / "calibration-plan.png")
     return [{"written": str(images)}], True
 

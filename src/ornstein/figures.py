@@ -17,7 +17,7 @@ from ornstein.denoiser import Denoises
 from ornstein.files import write_atomic
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
-from ornstein.samplers import Plan, Trajectory, ddim, default_plan, dpm_solver_pp, sample
+from ornstein.samplers import Plan, Trajectory, ddim, dpm_solver_pp, sample
 from ornstein.system import CondInput, System
 
 SMALLEST = 48
@@ -103,15 +103,14 @@ def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
 
 
 def calibration_picture(
-    denoiser: Denoises, contract: Contract, fitted: Sequence[Plan], draws: Draws, path: str | Path, *, shown: int = 10
+    denoiser: Denoises, contract: Contract, pairs: Sequence[tuple[Plan, Plan]], draws: Draws, path: str | Path, *, shown: int = 10
 ) -> None:
-    """The same start noise, a column each, by rows: for every calibrated plan the default plan and itself; last the fine flow."""
+    """The same start noise, a column each, by rows: the plans of every pair, start and calibrated; last the fine flow."""
     n = min(shown, len(draws))
     cond = None if draws.cond is None else {name: value[:n] for name, value in draws.cond.items()}
     rows = []
-    for plan in fitted:
-        for chosen in (default_plan(denoiser.process, plan.calls), plan):
-            rows.append(sample(denoiser, chosen, start=draws.start[:n], noise=Noise(0), cond=cond, first=draws.first))
+    for plan in (plan for pair in pairs for plan in pair):
+        rows.append(sample(denoiser, plan, start=draws.start[:n], noise=Noise(0), cond=cond, first=draws.first))
     rows.append(draws.end[:n])
     image_grid(contract.decode(torch.cat(rows)), contract, path, columns=n)
 

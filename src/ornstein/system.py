@@ -156,6 +156,8 @@ class System:
 
         `full_precision` leaves out the first: the rounding of bfloat16 is an error that no solver's tolerance can meet.
         """
+        if not math.isfinite(guidance):
+            raise InputError(f"guidance={guidance} must be a finite number; 1 is the conditional model")
         if guidance != 1 and self.condition_dropout == 0:
             raise InputError(f"guidance={guidance:g} needs a model trained with condition_dropout above 0, which this is not")
         denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision and not full_precision else self.denoiser

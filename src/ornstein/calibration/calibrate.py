@@ -70,8 +70,8 @@ def calibrate(
         raise ValueError(f"give one of calls={calls} and start={start and start.name}")
     if steps < 0:
         raise ValueError(f"steps={steps} must be at least 0; 0 is least squares alone")
-    if not memory > 0 or batch_size < 1:
-        raise ValueError(f"memory={memory} and batch_size={batch_size} must be positive")
+    if not memory > 0 or batch_size < 1 or not (minutes is None or minutes > 0):
+        raise ValueError(f"memory={memory}, batch_size={batch_size} and minutes={minutes} must be positive")
     process, begun = denoiser.process, time.monotonic()
     start = start or default_plan(process, calls)  # type: ignore[arg-type]
     first = Student(process, table_of(start, process))
@@ -81,6 +81,9 @@ def calibrate(
     )  # fmt: skip
     if tuple(reference.fit.start.shape[1:]) != tuple(shape):
         raise ValueError(f"shape={tuple(shape)} is not that of the reference, {tuple(reference.fit.start.shape[1:])}")
+    names = tuple(sorted(reference.fit.cond or ()))
+    if cond is not None and tuple(sorted(cond)) != names:
+        raise ValueError(f"cond={sorted(cond)} is not what the reference was drawn with, {list(names)}; leave it out")
     measure: Measure = EnergyDistance() if start.stochastic else FlowError()
     problem = Problem(denoiser, reference.fit, reference.choose, measure, noise, batch_size, memory)
     deadline = math.inf if minutes is None else begun + 60 * minutes
@@ -115,7 +118,7 @@ def calibrate(
         denoiser=describe(denoiser),
         levels=tuple(floats(process, t) for t in fitted.times),
         weights=weights_digest(denoiser),
-        conditions=tuple(sorted(cond or ())),
+        conditions=names,
         trajectories=len(reference.fit),
         evaluations=evaluations,
         seed=reference.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -167,43 +168,54 @@ def descend(student: Student, problem: Problem, steps: int, tick: Iterator[objec
     measure: Measure = FlowError(_SMOOTH * least) if isinstance(problem.measure, FlowError) else problem.measure
     descent = _Descent(student, problem, measure, *_fitting(student, problem))
     directions = descent.directions(best)
-    evaluations, looks, since = 1, 0, 0
     begun = descent.value_and_gradient(best)
     next(tick, None)
     # the first step that L-BFGS tries has length 1: let that be the Newton step
     directions = directions * (directions.T @ begun[1]).norm()
+    lowest, candidate, evaluations, iterations, since = begun[0], best, 1, 0, 0
 
     def objective(phi: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        nonlocal evaluations
-        if phi.any():
-            evaluations += 1
-            value, gradient = descent.value_and_gradient(directions @ torch.from_numpy(phi.copy()))
-            next(tick, None)
-        else:
-            value, gradient = begun
+        nonlocal lowest, candidate, evaluations
+        knobs = directions @ torch.from_numpy(phi.copy())
+        if not phi.any():
+            return begun[0], (directions.T @ begun[1]).numpy()
+        if evaluations >= steps or time.monotonic() > deadline:
+            raise _EndError
+        evaluations += 1
+        value, gradient = descent.value_and_gradient(knobs)
+        next(tick, None)
         if not (np.isfinite(value) and bool(gradient.isfinite().all())):
             return 1e30, np.zeros_like(phi)  # the line search comes back from here
+        if value < lowest:
+            lowest, candidate = value, knobs
         return value, (directions.T @ gradient).numpy()
 
-    def look(intermediate_result: object) -> None:
-        nonlocal best, least, looks, since
-        looks += 1
-        late = time.monotonic() > deadline
-        if looks % _EVERY and not late:
-            return
-        knobs = directions @ torch.from_numpy(intermediate_result.x.copy())  # type: ignore[attr-defined]
-        error = problem.error(student(knobs), problem.choose)
+    def look() -> None:
+        nonlocal best, least, since
+        error = problem.error(student(candidate), problem.choose)
         since = 0 if error < least * (1 - 1e-3) else since + 1
         if error < least:
-            best, least = knobs, error
-        if since >= _PATIENCE or late:
-            raise StopIteration
+            best, least = candidate, error
 
-    minimize(
-        objective, np.zeros(student.size), jac=True, method="L-BFGS-B", callback=look,
-        options={"maxiter": steps, "maxfun": max(steps, 2), "maxcor": 60, "ftol": 0.0, "gtol": 0.0},
-    )  # fmt: skip
+    def after(intermediate_result: object) -> None:
+        nonlocal iterations
+        iterations += 1
+        if iterations % _EVERY == 0:
+            look()
+        if since >= _PATIENCE:
+            raise _EndError
+
+    with suppress(_EndError):
+        minimize(
+            objective, np.zeros(student.size), jac=True, method="L-BFGS-B", callback=after,
+            options={"maxiter": steps, "maxfun": 2 * steps, "maxcor": 60, "ftol": 0.0, "gtol": 0.0},
+        )  # fmt: skip
+    look()
     return best, least, evaluations
+
+
+class _EndError(Exception):
+    """The descent has taken its gradients or its time, or does not improve any more."""
 
 
 def _fitting(student: Student, problem: Problem) -> tuple[list[Chunk], bool]:

@@ -82,7 +82,7 @@ class Path:
 class Reference:
     """Three sets of draws - to fit, to choose by, to judge on - and the path of the first trajectories to be fitted.
 
-    `calls` is what the fine flow took, `error` its own, estimated in a pilot from half as many calls (NaN: not measured).
+    `calls` is what the fine flow took, `error` its own, estimated in a pilot from half as many calls (None: not measured).
     """
 
     fit: Draws
@@ -90,7 +90,7 @@ class Reference:
     judge: Draws
     path: Path
     calls: int
-    error: float
+    error: float | None
     seed: int
 
 
@@ -143,7 +143,9 @@ def fine_flow(
     if empty := [name for name, value in (cond or {}).items() if len(value) == 0]:
         raise ValueError(f"cond[{empty[0]!r}] has no rows to deal to the trajectories")
     process, size = denoiser.process, tuple(shape)
-    error = float("nan")
+    if not size:
+        raise ValueError("shape=() has no axis; give that of one sample, as (1, 28, 28)")
+    error: float | None = None
     if fine_calls is None:
         pilot = partial(
             sample, denoiser, shape=(_PILOT, *size), noise=noise, cond=dealt(cond, 0, _PILOT), first=FIRST + 3 * APART,

@@ -65,6 +65,8 @@ def table_of(plan: Plan, process: GaussianProcess) -> Table:
     if plan.stochastic:
         weights = tuple(_own(row, plan.view, process) for row in plan.rows)
     else:
+        if any(float(y[0]) == 0 for y in inputs):
+            raise ValueError(f"plan {plan.name!r} forgets where it started; calibrate takes plans that carry x along")
         weights = tuple(_step(a, b, k) for k, (a, b) in enumerate(zip(inputs, [*inputs[1:], state], strict=True)))
     return Table(
         torch.tensor(plan.times, dtype=torch.float64), weights, torch.tensor([row.c for row in plan.rows], dtype=torch.float64)
@@ -73,8 +75,6 @@ def table_of(plan: Plan, process: GaussianProcess) -> Table:
 
 def _step(before: Tensor, after: Tensor, k: int) -> Tensor:
     """The weights that lead from one linear combination of (x_T, D_0, …) to the next."""
-    if float(before[0]) == 0:
-        raise ValueError(f"the plan forgets where it started before call {k}; calibrate takes plans that carry x along")
     on_y = after[0] / before[0]
     return torch.cat([on_y.reshape(1), (after - on_y * before)[1 : k + 2].flip(0)])
 
@@ -175,9 +175,11 @@ class Student:
         if self.calls == 1:
             return weights, self.table.times, noises
         ratios = self.process.log_ratio(self.table.times).clamp(max=_NOISIEST)
-        ratios = ratios[0] - torch.cumsum(-ratios.diff() * shifts.exp(), 0)
+        gaps = -ratios.diff()
+        ratios = ratios[0] - torch.cumsum(gaps * shifts.exp(), 0)
         lowest = float(self.process.log_ratio(self.process.t_min))
-        order = _APART * torch.arange(self.calls - 1, 0, -1, dtype=torch.float64)  # of times that meet at the lowest noise
+        # times that meet at the lowest noise keep their order
+        order = torch.cat([gaps[1:].clamp(max=_APART).flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
         later = self._time_of(torch.maximum(ratios, lowest + order) if math.isfinite(lowest) else ratios)
         return weights, torch.cat([self.table.times[:1], later]), noises
 

@@ -15,6 +15,7 @@ from ornstein.calibration.reference import Draws
 from ornstein.calibration.student import Table
 from ornstein.denoiser import Condition, Denoises
 from ornstein.noise import Noise
+from ornstein.samplers.loop import module_of
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,12 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def graph_bytes(denoiser: Denoises, chunk: Chunk, time: float) -> int:
     """What the graph of one call keeps per sample, measured on a chunk of one or more samples, parameters left out."""
     kept: dict[int, int] = {}
+    module = module_of(denoiser)
+    own = set() if module is None else {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:  # a linear layer keeps a view of its weight
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

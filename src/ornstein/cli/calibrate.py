@@ -108,8 +108,10 @@ def calibrate(
         print(f"{path}: {plan.calibration}, {plan.calibration.seconds:.0f} s")
         fitted.append(plan)
     if len(shape) == 3:
-        figures.calibration_picture(denoiser, system.contract, fitted, reference.judge, directory / "calibration.png")
-        print(f"{directory / 'calibration.png'}: the same start noise by every plan, and by the fine flow")
+        picture = directory / path.name.replace(f"plan-{counts[-1]}", "calibration").replace(".json", ".png")
+        pairs = list(zip(starts, fitted, strict=True))
+        figures.calibration_picture(denoiser, system.contract, pairs, reference.judge, picture)
+        print(f"{picture}: the same start noise by every start and its plan, and by the fine flow")
 
 
 def _counts(text: str) -> list[int]:
@@ -137,9 +139,14 @@ def _start(directory: Path, system: System, sampler: str | None, grid: str | Non
         raise InputError(f"--sampler {sampler} is not the name of a sampler with a fixed number of calls; see `ornstein list`")
     own = model.read_recipe(directory).sampler
     options = own.options if sampler in (None, own.name) else {}
-    return make_plan(
+    plan = make_plan(
         system.denoiser.process, config.SamplerConfig(name=sampler or own.name, calls=calls, grid=grid, options=options)
     )
+    if plan.calls != calls:
+        raise InputError(
+            f"--calls {calls}: {plan.name} makes {plan.calls} of them; ask for {plan.calls}, or take another sampler"
+        )
+    return plan
 
 
 def _everyone(system: System, cond: list[str] | None, n: int) -> dict[str, Tensor] | None:

@@ -51,9 +51,10 @@ def _plan(path: Path, out: Path | None) -> None:
     if facts is not None:
         print(f"\n{facts}")
         print(f"calibrated for {facts.denoiser}, weights {facts.weights}, conditions {', '.join(facts.conditions) or 'none'}")
+        accuracy = "" if facts.fine_error is None else f" (error {facts.fine_error:.2g})"
         print(
             f"{facts.trajectories} trajectories of seed {facts.seed}, {facts.evaluations} gradients, fine flow of "
-            f"{facts.fine_calls} calls (error {facts.fine_error:.2g}), {facts.seconds:.0f} s, ornstein {facts.version}"
+            f"{facts.fine_calls} calls{accuracy}, {facts.seconds:.0f} s, ornstein {facts.version}"
         )
     if not (path.parent / model.CONFIG).exists():
         if out is not None:

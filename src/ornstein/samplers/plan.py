@@ -57,7 +57,7 @@ class Calibration:
     whether the start was better and is what this plan is. `denoiser` describes what was calibrated (guidance included),
     `levels` the (alpha, sigma) of the calls, `weights` a digest of the network's parameters (None: no network), `conditions`
     the names of the condition's tensors. The rest is provenance: draws that were fitted, gradient evaluations, the seed, calls
-    and error of the fine flow, seconds, and the version that did it.
+    and error of the fine flow (None: not measured), seconds, and the version that did it.
     """
 
     error: float
@@ -75,7 +75,7 @@ class Calibration:
     evaluations: int
     seed: int
     fine_calls: int
-    fine_error: float
+    fine_error: float | None
     seconds: float
     version: str
 
@@ -84,6 +84,8 @@ class Calibration:
         what = "distance to the fine flow" if self.measure == "flow" else "energy distance"
         if self.kept:
             return f"{what} {self.start_error:.4g}: nothing better was found, this is {self.start}"
+        if self.measure != "flow":  # an unbiased estimate, which may lie below 0: a ratio says nothing
+            return f"{what} {self.error:.4g}, that of {self.start} {self.start_error:.4g} ({self.samples} unseen draws)"
         gain = f"{self.error / self.start_error:.2f} times that of {self.start}, {self.start_error:.4g}"
         return f"{what} {self.error:.4g}, {gain} ({self.samples} unseen draws)"
 
@@ -186,17 +188,26 @@ def _calibration(content: dict | None, calls: int) -> Calibration | None:
     if content is None:
         return None
     fields = {**content, "levels": tuple((float(a), float(s)) for a, s in content["levels"])}
-    fields["conditions"] = tuple(str(name) for name in content["conditions"])
+    if not isinstance(content["conditions"], list) or not all(isinstance(name, str) for name in content["conditions"]):
+        raise TypeError(f"calibration: conditions={content['conditions']!r} is not a list of names")
+    fields["conditions"] = tuple(content["conditions"])
     for field in dataclass_fields(Calibration):
-        kinds = _KINDS.get(str(field.type), object)
-        if not isinstance(fields[field.name], kinds) or (kinds is not bool and fields[field.name] is True):
-            raise TypeError(f"calibration: {field.name}={fields[field.name]!r} is not {field.type}")
+        kind, value = str(field.type), fields[field.name]
+        if kind in _KINDS and not (isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "bool")):
+            raise TypeError(f"calibration: {field.name}={value!r} is not {kind}")
     if len(fields["levels"]) != calls:
         raise ValueError(f"calibration: {len(fields['levels'])} levels for {calls} calls")
     return Calibration(**fields)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {"float": (float, int), "int": int, "bool": bool, "str": str}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "int": int,
+    "bool": bool,
+    "str": str,
+    "str | None": (str, type(None)),
+}
 
 
 def _lag(value: object) -> int:
