@@ -118,6 +118,29 @@ LOSSES = (
              "1 / (self.bins * p[b])", "self.bins * p[b]", "losses"),
 )  # fmt: skip
 
+CALIBRATION = (
+    Mutation("weights in the order of the calls", "calibration/student.py", "[1 : k + 2].flip(0)", "[1 : k + 2]",
+             "calibration/test_student.py"),
+    Mutation("coefficients left behind by their times", "calibration/student.py", "before[1:] * grown", "before[1:]",
+             "calibration/test_student.py"),
+    Mutation("times not pulled back", "calibration/trace.py",
+             "times.insert(0, torch.zeros_like(call.time) if on_time is None else on_time)",
+             "times.insert(0, torch.zeros_like(call.time))", "calibration/test_trace.py"),
+    Mutation("pullback without the way through x", "calibration/trace.py", "on_x.add(on_y, alpha=row[0])", "on_x",
+             "calibration/test_trace.py"),
+    Mutation("the three sets share their noise", "calibration/reference.py", "first = FIRST + k * APART + low",
+             "first = FIRST + low", "calibration/test_reference.py"),
+    Mutation("samples that meet themselves", "calibration/fit.py", "0).sum(1) / (n - 1)", "0).sum(1) / n",
+             "calibration/test_fit.py"),
+    Mutation("judged on what was fitted", "calibration/calibrate.py", "_judged(denoiser, plan, reference.judge,",
+             "_judged(denoiser, plan, reference.fit,", "calibration/test_calibrate.py"),
+    Mutation("a plan of other guidance is taken", "samplers/loop.py", 'return "" if mine == facts.denoiser else',
+             'return "" if mine else', "test_plan_calibration.py"),
+    Mutation("guidance towards the free branch", "guidance/classifier_free.py", "torch.lerp(free, given, self.scale)",
+             "torch.lerp(given, free, self.scale)", "guidance/test_classifier_free.py"),
+)  # fmt: skip
+
+
 FLOW = (
     Mutation("rejected state taken", "samplers/march.py", "state = _either(good, tried.state, state)", "state = tried.state",
              "samplers/test_march.py"),
@@ -176,7 +199,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose name, file or tests contain this")
     parser.add_argument("--out", type=Path, help="write the JSON summary here as well")
     arguments = parser.parse_args()
-    candidates = [*MUTATIONS, *FLOW, *(LOSSES if list((ROOT / "tests" / "losses").glob("test_*.py")) else ())]
+    candidates = [*MUTATIONS, *FLOW, *CALIBRATION, *(LOSSES if list((ROOT / "tests" / "losses").glob("test_*.py")) else ())]
     chosen = [m for m in candidates if arguments.only in f"{m.name} {m.file} {m.tests}"]
     records = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
