@@ -138,7 +138,8 @@ def plan_picture(plan: Plan, process: GaussianProcess, path: str | Path) -> None
         if one.calls <= 10:
             for (k, i), share in np.ndenumerate(np.tril(shares.nan_to_num().numpy())):
                 if i <= k:
-                    place.text(i, k, f"{round(float(share), 2) + 0.0:g}", ha="center", va="center", fontsize=7, color="w" if abs(share) > 2 else "k")
+                    colour, shown = "w" if abs(share) > 2 else "k", f"{round(float(share), 2) + 0.0:g}"
+                    place.text(i, k, shown, ha="center", va="center", fontsize=7, color=colour)
         figure.colorbar(shade, ax=place, shrink=0.8)
     axes[0].set(xlabel="call", ylabel="log(sigma/alpha)", title="noise levels")
     axes[0].grid(alpha=0.3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from ornstein.calibration.fit import EnergyDistance, FlowError, Measure, Problem
 from ornstein.calibration.reference import rms
 from ornstein.calibration.student import Student
 from ornstein.calibration.trace import chunks
+from ornstein.denoiser import Condition, Denoises, Prediction
 from ornstein.grid import make, vp_time
 from ornstein.noise import Noise
 from ornstein.process import VP, GaussianProcess
+from ornstein.process.gaussian import Time
 from ornstein.samplers import ddim, run
 from ornstein.testing import GaussianDenoiser
 
@@ -135,6 +139,37 @@ def test_the_gradient_is_that_of_the_error(case: tuple[str, int, dict[str, Any]]
         same, pulled = other.value_and_gradient(q)
         assert same == pytest.approx(value, rel=1e-10)
         torch.testing.assert_close(pulled, gradient, rtol=1e-8, atol=1e-10 * float(gradient.abs().max()))
+
+
+@dataclass
+class Counting:
+    """A denoiser that counts how many of its answers are alive whenever it is asked."""
+
+    denoiser: Denoises
+    answers: list[weakref.ref[Tensor]] = field(default_factory=list)
+    most: int = 0
+
+    @property
+    def process(self) -> GaussianProcess:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
+        self.most = max(self.most, sum(answer() is not None for answer in self.answers))
+        prediction = self.denoiser(x_t, t, cond)
+        self.answers.append(weakref.ref(prediction.raw))
+        return prediction
+
+
+def test_the_graphs_of_one_chunk_are_alive_at_a_time() -> None:
+    whole = descent(CASES[0], "flow", "vp", size=8)
+    counting = Counting(whole.problem.denoiser)
+    fitted = replace(whole, problem=replace(whole.problem, denoiser=counting))
+    q = torch.zeros(fitted.student.size, dtype=F64)
+    fitted.value_and_gradient(q)
+    assert 0 < counting.most < fitted.student.calls
+    counting.most = 0
+    fitted.directions(q)
+    assert 0 < counting.most < fitted.student.calls
 
 
 def test_directions_make_the_samples_move_alike() -> None:

@@ -261,6 +261,7 @@ class _Descent:
                 total, end = self._cost(x0, fit.end[chunk.places])
                 value += total / n
             gradient += pullback(self.problem.denoiser, table, calls, end, chunk.cond, again=self.again).sum(1) / n
+            del calls  # or the graphs of two chunks would be alive at once
         (pulled,) = torch.autograd.grad(numbers, leaf, gradient)
         return value, pulled
 
@@ -287,6 +288,7 @@ class _Descent:
                 pulled = pullback(problem.denoiser, table, calls, signs.to(x0.device), chunk.cond, again=self.again)
                 pulled = numbers.T @ pulled
                 metric += (pulled / (errors * x0[0].numel())) @ pulled.T / (_PROBES * len(problem.fit))
+            del calls
         values, vectors = torch.linalg.eigh(metric)
         damped = values.clamp(min=0) + _DAMPING * values.max()
         return vectors / damped.sqrt()
