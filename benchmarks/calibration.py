@@ -41,7 +41,7 @@ import torch
 import solvers
 from classifier import SEEDS, TRAIN, classifier_path, read_digits
 from ornstein import figures, model
-from ornstein.calibration import Draws, calibrate, fine_flow
+from ornstein.calibration import Pairs, calibrate, fine_flow
 from ornstein.calibration.fit import EnergyDistance
 from ornstein.calibration.reference import dealt, fine_plan
 from ornstein.denoiser import Denoiser, Denoises
@@ -184,7 +184,7 @@ def guidance(arguments: argparse.Namespace) -> tuple[Rows, bool]:
         start = system.denoiser.process.prior((2 * arguments.number, *shape), Noise(SEED + 1))
         own = dealt(cond, 0, len(start))
         end = sample(denoiser, fine_plan(denoiser.process, 128), start=start, cond=own, noise=Noise(0), batch_size=64)
-        truth = Draws(start, end, own, 0)
+        truth = Pairs(start, end, own, 0)
         for name, plan in {
             "default": default_plan(denoiser.process, 8),
             **{f"calibrated at {s:g}": p for s, p in plans.items()},
@@ -292,7 +292,7 @@ def pictures(arguments: argparse.Namespace) -> tuple[Rows, bool]:
     denoiser, process = system.shaped_denoiser(full_precision=True), system.denoiser.process
     plans = {calls: Plan.load((arguments.plans or arguments.model) / f"plan-{calls}.json") for calls in (5, 8)}
     start = process.prior((10, *system.contract.shape), Noise(SEED + 2))
-    draws = Draws(start, sample(denoiser, calls=50, start=start, noise=Noise(0)), None, 0)
+    draws = Pairs(start, sample(denoiser, calls=50, start=start, noise=Noise(0)), None, 0)
     images = Path(__file__).parents[1] / "docs" / "images"
     pairs = [(default_plan(process, calls), plan) for calls, plan in plans.items()]
     figures.calibration_picture(denoiser, system.contract, pairs, draws, images / "calibration-mnist.png")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ornstein.calibration import Draws, shares_of, table_of
+from ornstein.calibration import Pairs, shares_of, table_of
 from ornstein.contract import Contract
 from ornstein.denoiser import Denoises
 from ornstein.files import write_atomic
@@ -103,16 +103,16 @@ def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
 
 
 def calibration_picture(
-    denoiser: Denoises, contract: Contract, pairs: Sequence[tuple[Plan, Plan]], draws: Draws, path: str | Path, *, shown: int = 10
+    denoiser: Denoises, contract: Contract, plans: Sequence[tuple[Plan, Plan]], draws: Pairs, path: str | Path, *, shown: int = 10
 ) -> None:
-    """The same start noise, a column each, by rows: the plans of every pair, start and calibrated; last the fine flow."""
-    n = min(shown, len(draws))
-    cond = None if draws.cond is None else {name: value[:n] for name, value in draws.cond.items()}
-    rows = []
-    for plan in (plan for pair in pairs for plan in pair):
-        rows.append(sample(denoiser, plan, start=draws.start[:n], noise=Noise(0), cond=cond, first=draws.first))
-    rows.append(draws.end[:n])
-    image_grid(contract.decode(torch.cat(rows)), contract, path, columns=n)
+    """The same start noise, a column each, by rows: of every two plans the start and the calibrated one; last the fine flow."""
+    known = draws.head(shown)
+    rows = [
+        sample(denoiser, plan, start=known.start, noise=Noise(0), cond=known.cond, first=known.first)
+        for pair in plans
+        for plan in pair
+    ]
+    image_grid(contract.decode(torch.cat([*rows, known.end])), contract, path, columns=len(known))
 
 
 def plan_picture(plan: Plan, process: GaussianProcess, path: str | Path) -> None:

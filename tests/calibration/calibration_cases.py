@@ -132,24 +132,6 @@ class Constant:
         return Prediction.from_x0(x_t, alpha, sigma, self.value.expand_as(x_t))
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A denoiser for each class: row i of a batch is answered by denoisers[cond["label"][i]]."""
-
-    denoisers: tuple[Denoises, ...]
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.denoisers[0].process
-
-    def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
-        assert cond is not None
-        answers = [denoiser(x_t, t) for denoiser in self.denoisers]
-        label = cond["label"].reshape(-1, *[1] * (x_t.ndim - 1))
-        x0 = sum((label == k) * answer.x0 for k, answer in enumerate(answers))
-        return answers[0].with_x0(x0)  # type: ignore[arg-type]
-
-
 @dataclass
 class Watched:
     """A denoiser that keeps the (rows, time) of every call, and may change what it answers."""

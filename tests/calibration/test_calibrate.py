@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from calibration_cases import F64, PROCESSES, Chosen, Watched, by_table, coarse, f64, mixture, normal
+from calibration_cases import F64, PROCESSES, Watched, by_table, coarse, f64, mixture, normal
 from torch import Tensor, nn
 
+from chosen import Chosen
 from ornstein.calibration import calibrate, table_of, weights_digest
 from ornstein.calibration.fit import EnergyDistance
 from ornstein.calibration.reference import rms

@@ -6,10 +6,11 @@ from itertools import combinations
 
 import pytest
 import torch
-from calibration_cases import F64, PROCESSES, Chosen, Watched, coarse, correlated, mixture, normal
+from calibration_cases import F64, PROCESSES, Watched, coarse, correlated, mixture, normal
 from torch import Tensor
 
-from ornstein.calibration import Draws, fine_flow
+from chosen import Chosen
+from ornstein.calibration import Pairs, fine_flow
 from ornstein.calibration.reference import FIRST, Path, rms
 from ornstein.noise import Noise
 from ornstein.process import VP
@@ -64,7 +65,7 @@ def test_the_three_sets_are_apart() -> None:
     found = coarse(mixture(process), trajectories=20, fine_calls=16)
     sets = (found.fit, found.choose, found.judge)
     assert [len(part) for part in sets] == [20, 10, 10]
-    users = Draws(process.prior((20, 2), Noise(0), dtype=F64), normal(20, 2), None, 0)
+    users = Pairs(process.prior((20, 2), Noise(0), dtype=F64), normal(20, 2), None, 0)
     for one, other in combinations((*sets, users), 2):
         assert float(torch.cdist(one.start, other.start).min()) > 0
         assert not set(range(one.first, one.first + len(one))) & set(range(other.first, other.first + len(other)))

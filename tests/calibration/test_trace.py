@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from calibration_cases import F64, PROCESSES, Chosen, Watched, by_table, coarse, made, mixture, named, normal
+from calibration_cases import F64, PROCESSES, Watched, by_table, coarse, made, mixture, named, normal
 from torch import Tensor
 
-from ornstein.calibration import Draws, Table, calibrate, table_of
+from chosen import Chosen
+from ornstein.calibration import Pairs, Table, calibrate, table_of
 from ornstein.calibration.trace import Chunk, chunks, graph_bytes, pullback, trace
 from ornstein.denoiser import Condition, Denoiser, Denoises
 from ornstein.nets import MLP
@@ -154,7 +155,7 @@ def test_parameters_gather_no_gradients() -> None:
 
 
 def test_chunks_are_a_set_cut_up() -> None:
-    draws = Draws(normal(7, 2), normal(7, 2, stream="end"), {"label": torch.arange(7)}, 40)
+    draws = Pairs(normal(7, 2), normal(7, 2, stream="end"), {"label": torch.arange(7)}, 40)
     parts = list(chunks(draws, 3))
     assert [part.places for part in parts] == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert [part.first for part in parts] == [40, 43, 46]

@@ -81,20 +81,3 @@ class Counted:
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
         self.rows.append(len(x_t))
         return self.denoiser(x_t, t, cond)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """One of several denoisers for every row, by cond["label"]."""
-
-    denoisers: tuple[Denoises, ...]
-
-    @property
-    def process(self) -> GaussianProcess:
-        return self.denoisers[0].process
-
-    def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
-        assert cond is not None
-        predictions = [denoiser(x_t, t) for denoiser in self.denoisers]
-        x0 = torch.stack([p.x0 for p in predictions])[cond["label"], torch.arange(len(x_t))]
-        return predictions[0].with_x0(x0)

@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from likelihood_cases import F64, PROCESSES, Chosen, Counted, f64, net
+from likelihood_cases import F64, PROCESSES, Counted, f64, net
 from scipy import special, stats
 from torch import Tensor
 
+from chosen import Chosen
 from ornstein.likelihood import DEQUANTISATIONS, BitsPerDim, bits_per_dim, log_prob
 from ornstein.losses import Discretised
 from ornstein.noise import Noise

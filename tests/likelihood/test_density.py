@@ -16,7 +16,6 @@ from likelihood_cases import (
     KINDS,
     MLP,
     PROCESSES,
-    Chosen,
     Counted,
     gaussian,
     mixture,
@@ -26,6 +25,7 @@ from likelihood_cases import (
 )
 from torch import Tensor, nn
 
+from chosen import Chosen
 from ornstein.denoiser import Condition, Denoiser, Denoises, Prediction
 from ornstein.likelihood import LogProb, log_prob
 from ornstein.noise import Noise

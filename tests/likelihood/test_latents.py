@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from likelihood_cases import F64, KINDS, PROCESSES, Chosen, Counted, f64, gaussian, mixture, net, normal, oracle
+from likelihood_cases import F64, KINDS, PROCESSES, Counted, f64, gaussian, mixture, net, normal, oracle
 from scipy import stats
 from torch import Tensor
 
+from chosen import Chosen
 from ornstein.likelihood import decode, encode, log_prob, slerp
 from ornstein.noise import Noise
 from ornstein.process import VE, VP, Rectified

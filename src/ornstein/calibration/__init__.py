@@ -1,11 +1,11 @@
 """Calibration: a plan's times and coefficients learned against a trained model's own fine flow."""
 
 from ornstein.calibration.calibrate import calibrate, weights_digest
-from ornstein.calibration.reference import Draws, Path, Reference, fine_flow
+from ornstein.calibration.reference import Pairs, Path, Reference, fine_flow
 from ornstein.calibration.student import Table, beside, shares_of, table_of
 
 __all__ = [
-    "Draws",
+    "Pairs",
     "Path",
     "Reference",
     "Table",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ornstein.calibration.fit import EnergyDistance, FlowError, Measure, Problem, descend, least_squares
-from ornstein.calibration.reference import Draws, Reference, fine_flow
+from ornstein.calibration.reference import Pairs, Reference, fine_flow
 from ornstein.calibration.student import Student, table_of
 from ornstein.calibration.trace import chunks
 from ornstein.denoiser import Condition, Denoises, describe
@@ -143,7 +143,7 @@ def _grids(process: GaussianProcess, start: Plan) -> list[tuple[float, ...]]:
     return found
 
 
-def _judged(denoiser: Denoises, plan: Plan, draws: Draws, measure: Measure, noise: Noise, batch_size: int) -> Tensor:
+def _judged(denoiser: Denoises, plan: Plan, draws: Pairs, measure: Measure, noise: Noise, batch_size: int) -> Tensor:
     """The errors of a plan on a set, by the loop that users' samples go through; (n,), float64."""
     with torch.no_grad():
         parts = [run(denoiser, plan, c.start, noise=noise, cond=c.cond, first=c.first) for c in chunks(draws, batch_size)]

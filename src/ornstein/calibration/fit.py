@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ornstein.calibration.reference import Draws, Path
-from ornstein.calibration.student import Student, Table
+from ornstein.calibration.reference import Pairs, Path
+from ornstein.calibration.student import Student, Table, jump, moments
 from ornstein.calibration.trace import Chunk, chunks, graph_bytes, pullback, trace
 from ornstein.denoiser import Denoises
 from ornstein.noise import Noise
-from ornstein.process import GaussianProcess
-from ornstein.samplers.frame import floats
+from ornstein.samplers.budget import mean_square
 
 _RIDGE = 1e-8
 _SMOOTH = 0.05
@@ -49,7 +48,7 @@ class FlowError:
 
     def __call__(self, x0: Tensor, end: Tensor) -> Tensor:
         """sqrt(mean square + smooth²), (n,), float64 on the CPU."""
-        return ((x0 - end).flatten(1).square().mean(1).cpu().double() + self.smooth**2).sqrt()
+        return (mean_square(x0, end) + self.smooth**2).sqrt()
 
 
 @dataclass(frozen=True)
@@ -74,44 +73,26 @@ class EnergyDistance:
         return (2 * mean(x, y) - mean(x, x) - mean(y, y)) / x.shape[1] ** 0.5
 
 
-def least_squares(denoiser: Denoises, draws: Draws, path: Path, times: Sequence[float], batch_size: int) -> Table:
+def least_squares(denoiser: Denoises, draws: Pairs, path: Path, times: Sequence[float], batch_size: int) -> Table:
     """The table on given times whose every row brings the student's own states nearest to the fine trajectories.
 
     Row after row: given the states y_k and all answers so far, the weights of y_{k+1} that minimise the mean of
     |y_{k+1} - x*(t_{k+1})| (least squares, reweighted three times), drawn a little towards the step for constant x0.
     """
-    process, n = denoiser.process, len(times)
-    kept = path.states.shape[1]
-    parts = [chunk for chunk in chunks(draws, batch_size) if chunk.places.start < kept]
-    y = draws.start[:kept]
+    at, n = torch.tensor(times, dtype=torch.float64), len(times)
+    known = draws.head(path.states.shape[1])
+    parts, y = list(chunks(known, batch_size)), known.start
+    constant = jump(*moments(denoiser.process, at), torch.zeros(n, dtype=torch.float64))
     data: list[Tensor] = []
     weights: list[Tensor] = []
     with torch.no_grad():
         for k, t in enumerate(times):
-            answers = [denoiser(y[chunk.places], t, chunk.cond).x0[: kept - chunk.places.start] for chunk in _cut(parts, kept)]
-            data.insert(0, torch.cat(answers))
-            s = times[k + 1] if k + 1 < n else None
-            w = _row([y, *data], path.at(s), _constant(process, t, s, k + 2))
+            data.insert(0, torch.cat([denoiser(y[chunk.places], t, chunk.cond).x0 for chunk in parts]))
+            prior = torch.cat([constant[0][k : k + 1], constant[1][k : k + 1], torch.zeros(k, dtype=torch.float64)])
+            w = _row([y, *data], path.at(times[k + 1] if k + 1 < n else None), prior)
             weights.append(w)
             y = sum(float(c) * part for c, part in zip(w, [y, *data], strict=True))  # type: ignore[assignment]
-    return Table(torch.tensor(times, dtype=torch.float64), tuple(weights), torch.zeros(n, dtype=torch.float64))
-
-
-def _cut(parts: list[Chunk], kept: int) -> Iterator[Chunk]:
-    """The chunks of the first `kept` samples, the last one cut short."""
-    for chunk in parts:
-        size = min(chunk.places.stop, kept) - chunk.places.start
-        cond = None if chunk.cond is None else {name: value[:size] for name, value in chunk.cond.items()}
-        yield Chunk(slice(chunk.places.start, chunk.places.start + size), chunk.start[:size], cond, chunk.first)
-
-
-def _constant(process: GaussianProcess, t: float, s: float | None, size: int) -> Tensor:
-    """The weights of the step that is exact for a constant x0."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = floats(process, t), floats(process, s)
-    weights = torch.zeros(size, dtype=torch.float64)
-    weights[0] = sigma_s / sigma_t
-    weights[1] = alpha_s - alpha_t * sigma_s / sigma_t
-    return weights
+    return Table(at, tuple(weights), torch.zeros(n, dtype=torch.float64))
 
 
 def _row(features: list[Tensor], target: Tensor, prior: Tensor) -> Tensor:
@@ -136,20 +117,20 @@ class Problem:
     """What a student is fitted on: the denoiser, the draws to fit and to choose by, the measure, and how much fits in memory."""
 
     denoiser: Denoises
-    fit: Draws
-    choose: Draws
+    fit: Pairs
+    choose: Pairs
     measure: Measure
     noise: Noise
     batch_size: int
     memory: float
 
-    def samples(self, table: Table, draws: Draws) -> Tensor:
+    def samples(self, table: Table, draws: Pairs) -> Tensor:
         """The student's samples of a set, (n, *)."""
         with torch.no_grad():
             parts = [trace(self.denoiser, table, c, self.noise, graphs=False)[0] for c in chunks(draws, self.batch_size)]
         return torch.cat(parts)
 
-    def error(self, table: Table, draws: Draws) -> float:
+    def error(self, table: Table, draws: Pairs) -> float:
         """The mean error on a set."""
         return float(self.measure(self.samples(table, draws), draws.end).mean())
 

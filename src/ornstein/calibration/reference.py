@@ -16,6 +16,7 @@ from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.progress import track
 from ornstein.samplers import Plan, Step, adams, default_plan, run, sample
+from ornstein.samplers.budget import mean_square
 from ornstein.samplers.flow import angle, norm
 from ornstein.samplers.loop import device_of, evaluating
 
@@ -32,7 +33,7 @@ _EQUATIONS = 50_000
 
 
 @dataclass(frozen=True)
-class Draws:
+class Pairs:
     """Start noise `start` (n, *), where the fine flow takes it, `end` (n, *), and the conditions of the samples."""
 
     start: Tensor
@@ -44,6 +45,11 @@ class Draws:
         """n."""
         return len(self.start)
 
+    def head(self, n: int) -> Pairs:
+        """The first n of them."""
+        cond = None if self.cond is None else {name: value[:n] for name, value in self.cond.items()}
+        return Pairs(self.start[:n], self.end[:n], cond, self.first)
+
     def error(self, x0: Tensor) -> Tensor:
         """|x0 - end|/√D of every sample, (n,), float64 on the CPU."""
         return rms(x0, self.end)
@@ -51,7 +57,7 @@ class Draws:
 
 def rms(x: Tensor, y: Tensor) -> Tensor:
     """|x - y|/√D of every sample, (n,), float64 on the CPU."""
-    return (x - y).flatten(1).square().mean(1).cpu().double().sqrt()
+    return mean_square(x, y).sqrt()
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,9 @@ class Reference:
     `calls` is what the fine flow took, `error` its own, estimated in a pilot from half as many calls (None: not measured).
     """
 
-    fit: Draws
-    choose: Draws
-    judge: Draws
+    fit: Pairs
+    choose: Pairs
+    judge: Pairs
     path: Path
     calls: int
     error: float | None
@@ -177,7 +183,7 @@ def fine_flow(
     if not all(bool(end.isfinite().all()) for some in ends for end in some):
         raise FloatingPointError(f"the fine flow of {fine_calls} calls is not finite: the denoiser returns NaN or infinity")
     fit, choose, judge = (
-        Draws(torch.cat(starts[k]), torch.cat(ends[k]), on(where, dealt(cond, 0, n)), FIRST + k * APART)
+        Pairs(torch.cat(starts[k]), torch.cat(ends[k]), on(where, dealt(cond, 0, n)), FIRST + k * APART)
         for k, n in enumerate(counts)
     )
     whole = Path(process, parts[0].angles, *(torch.cat([getattr(p, name) for p in parts], 1) for name in ("states", "slopes")))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import VIEWS
+from ornstein.denoiser import VIEWS, Line
 from ornstein.process import GaussianProcess
 from ornstein.samplers import Plan, Row
 
@@ -63,7 +63,7 @@ def table_of(plan: Plan, process: GaussianProcess) -> Table:
         state = row.a * state + sum((w * views[k - j] for j, w in row.b), torch.zeros_like(state))
         noisy = noisy or row.c != 0
     if plan.stochastic:
-        weights = tuple(_own(row, plan.view, process) for row in plan.rows)
+        weights = tuple(_own(row, VIEWS[plan.view](*process.moments(row.t))) for row in plan.rows)
     else:
         if any(float(y[0]) == 0 for y in inputs):
             raise ValueError(f"plan {plan.name!r} forgets where it started; calibrate takes plans that carry x along")
@@ -79,12 +79,12 @@ def _step(before: Tensor, after: Tensor, k: int) -> Tensor:
     return torch.cat([on_y.reshape(1), (after - on_y * before)[1 : k + 2].flip(0)])
 
 
-def _own(row: Row, view: str, process: GaussianProcess) -> Tensor:
-    """The weights of a row as it stands, with H written in y and x0."""
-    on_x, on_x0 = (float(c) for c in VIEWS[view](*process.moments(row.t)))
+def _own(row: Row, view: Line) -> Tensor:
+    """The weights of a row as it stands, with H the line `view` in y and x0 (past the call only x0 is remembered)."""
+    on_x, on_x0 = (float(c) for c in view)
     lags = dict(row.b)
     weights = torch.zeros(2 + max(lags, default=0), dtype=torch.float64)
-    weights[0] = row.a + (on_x * lags.get(0, 0.0) if view != "x0" else 0.0)
+    weights[0] = row.a + on_x * lags.get(0, 0.0)
     for j, w in lags.items():
         weights[1 + j] = w * on_x0
     return weights
@@ -94,7 +94,7 @@ def shares_of(table: Table, process: GaussianProcess) -> Tensor:
     """(n, n): entry (k, i) is the weight of answer D_i in row k over the row's weight for a constant x0; NaN past the call."""
     n = len(table.times)
     shares = torch.full((n, n), math.nan, dtype=torch.float64)
-    _, whole = _jump(*_moments(process, table.times), table.noises)
+    _, whole = jump(*moments(process, table.times), table.noises)
     for k, weights in enumerate(table.weights):
         shares[k, : k + 1] = 0.0
         lags = weights[1:] / whole[k] if float(whole[k]) else weights[1:]
@@ -149,13 +149,13 @@ class Student:
     def __call__(self, q: Tensor) -> Table:
         """The table at q (size,), float64 and differentiable in q."""
         weights, times, noises = self._split(q)
-        (start, sigma), (new, moved) = _moments(self.process, self.table.times), _moments(self.process, times)
+        (start, sigma), (new, moved) = moments(self.process, self.table.times), moments(self.process, times)
         old_c = self.table.noises
         c = old_c.clone()
         if self.noisy:
             c = c.index_put((torch.tensor(self.noisy),), self._scaled(old_c, sigma, moved, noises))
-        rest = _jump(start, sigma, old_c)
-        step = _jump(new, moved, c)
+        rest = jump(start, sigma, old_c)
+        step = jump(new, moved, c)
         out = []
         for k, (before, change) in enumerate(zip(self.table.weights, weights, strict=True)):
             on_y = step[0][k] + (before[0] - rest[0][k])
@@ -205,13 +205,13 @@ class Student:
         return Plan(name, "x0", tuple(rows))
 
 
-def _moments(process: GaussianProcess, times: Tensor) -> tuple[Tensor, Tensor]:
+def moments(process: GaussianProcess, times: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) at the calls, and of clean data."""
     alpha, sigma = process.moments(times)
     return torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)])
 
 
-def _jump(alpha: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+def jump(alpha: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """(g, h) of the module: the step that is exact for a constant x0 and draws `noise`."""
     share = noise / sigma[1:].clamp(min=torch.finfo(torch.float64).tiny)
     g = sigma[1:] / sigma[:-1] * (1 - share**2).clamp(min=_ROOM).sqrt()

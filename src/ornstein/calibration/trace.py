@@ -1,6 +1,6 @@
 """A student's run with the graph of every call kept apart, and the pullback of a cotangent of its end through it.
 
-Memory is that of the graphs of one chunk's calls, or of a single call where even those would be too many (`recompute`).
+Memory is that of the graphs of one chunk's calls, or of a single call where even those would be too many (`again`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.calibration.reference import Draws
+from ornstein.calibration.reference import Pairs
 from ornstein.calibration.student import Table
 from ornstein.denoiser import Condition, Denoises
 from ornstein.noise import Noise
@@ -38,7 +38,7 @@ class Chunk:
     first: int
 
 
-def chunks(draws: Draws, size: int) -> Iterator[Chunk]:
+def chunks(draws: Pairs, size: int) -> Iterator[Chunk]:
     """The samples of a set, `size` at a time."""
     for low in range(0, len(draws), size):
         places = slice(low, min(low + size, len(draws)))

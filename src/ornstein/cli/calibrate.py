@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ornstein.cli.app import Cond, Guidance, app, at_least, minutes
-from ornstein.cli.inputs import conditions_of
+from ornstein.cli.inputs import conditions_of, named_plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,20 +128,14 @@ def _counts(text: str) -> list[int]:
 
 def _start(directory: Path, system: System, sampler: str | None, grid: str | None, calls: int) -> Plan:
     """The plan to start from."""
-    from ornstein import config, model
     from ornstein.files import InputError
-    from ornstein.image.ddpm import make_plan
     from ornstein.samplers import ADAPTIVE, default_plan
 
     if sampler is None and grid is None:
         return default_plan(system.denoiser.process, calls)
     if sampler is not None and (sampler in ADAPTIVE or sampler.endswith(".json")):
         raise InputError(f"--sampler {sampler} is not the name of a sampler with a fixed number of calls; see `ornstein list`")
-    own = model.read_recipe(directory).sampler
-    options = own.options if sampler in (None, own.name) else {}
-    plan = make_plan(
-        system.denoiser.process, config.SamplerConfig(name=sampler or own.name, calls=calls, grid=grid, options=options)
-    )
+    plan = named_plan(directory, system, sampler, calls, grid)
     if plan.calls != calls:
         raise InputError(
             f"--calls {calls}: {plan.name} makes {plan.calls} of them; ask for {plan.calls}, or take another sampler"

@@ -32,9 +32,7 @@ def plan_of(
     directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None, guidance: float = 1.0
 ) -> Plan | None:
     """The plan asked for, or None for the model's default; a number of calls alone takes the plan calibrated for it."""
-    from ornstein import config, model
     from ornstein.files import InputError
-    from ornstein.image.ddpm import make_plan
     from ornstein.samplers import Plan
     from ornstein.samplers.loop import misfit
 
@@ -53,6 +51,14 @@ def plan_of(
         return plan
     if sampler is None and grid is None and calls is not None and (fitted := system.plan_for(calls, guidance=guidance)):
         return fitted
+    return named_plan(directory, system, sampler, calls, grid)
+
+
+def named_plan(directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None) -> Plan:
+    """The plan of a sampler by name; what is not given is the recipe's, its grid and options for its own sampler only."""
+    from ornstein import config, model
+    from ornstein.image.ddpm import make_plan
+
     default = model.read_recipe(directory).sampler
     at_least("--calls", calls)
     own = sampler is None or sampler == default.name

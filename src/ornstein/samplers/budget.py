@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ornstein.denoiser import Condition, Denoises
 from ornstein.noise import Noise
@@ -68,6 +69,11 @@ class Budget:
         return "\n".join(lines)
 
 
+def mean_square(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|²/D of every sample of x and y (n, *), (n,), float64 on the CPU."""
+    return (x - y).flatten(1).cpu().double().square().mean(1)
+
+
 def monte_carlo_error(n: int) -> float:
     """1/√n: the standard error of a mean over n samples, in units of the standard deviation."""
     return 1 / math.sqrt(max(n, 1))
@@ -109,7 +115,7 @@ def pilot(
     means: list[float] = []
     for chosen in plans:
         x0 = sample(denoiser, chosen, dtype=dtype, progress=progress, **common)  # type: ignore[arg-type]
-        distance = (x0 - exact.x0).flatten(1).double().square().mean(1).sqrt().cpu() / scale
+        distance = mean_square(x0, exact.x0).sqrt() / scale
         errors.append(float(distance.quantile(_SHARE)))
         means.append(float(distance.mean()))
         if errors[-1] <= tolerance:
