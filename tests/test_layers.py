@@ -14,9 +14,9 @@ LAYERS = [
     {"denoiser", "testing"},
     {"losses", "samplers"},
     {"guidance", "likelihood", "calibration"},
-    {"system", "contract", "config"},
+    {"system", "contract", "config", "assemble"},
     {"vector", "image", "sequence", "video", "field", "text"},
-    {"train", "verify", "figures", "model", "evaluate"},
+    {"train", "verify", "figures", "kinds", "model", "evaluate"},
     {"cli", "lab", "__main__"},
 ]
 MODALITIES = LAYERS[6]

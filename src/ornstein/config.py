@@ -30,7 +30,10 @@ class Named(_Strict):
 
 
 class DataConfig(_Strict):
-    """Where data come from and how they are brought to shape; `held_out` is the share kept out of training."""
+    """Where data come from and how they are brought to shape; `held_out` is the share kept out of training.
+
+    `rows` and `noise_std` are for laws by name (swiss_roll): how many points are drawn, with how much noise.
+    """
 
     source: str = "digits"
     size: int | None = Field(default=None, ge=1)
@@ -44,12 +47,18 @@ class DataConfig(_Strict):
     held_out_last: int = Field(default=0, ge=0)
     seed: int = 0
     flip: bool = False
+    rows: int = Field(default=20_000, ge=2)
+    noise_std: float | None = Field(default=None, ge=0)
 
 
 class NetConfig(_Strict):
-    """The network; its channels and classes come from the data contract."""
+    """The network; its channels and classes come from the data contract.
 
-    name: Literal["unet"] = "unet"
+    A `level_free` network is not told the noise level: what it gives must be of one size at all levels, as eps is.
+    """
+
+    name: Literal["unet", "mlp"] = "unet"
+    level_free: bool = False
     options: Options = Field(default_factory=dict)
 
 
@@ -112,7 +121,7 @@ class Recipe(_Strict):
     """One system, from data to default sampler. `sigma_data` None means: measured on the training data."""
 
     format: Literal[1] = 1
-    system: Literal["image"] = "image"
+    system: Literal["image", "ncsn", "vector", "dpm2015"] = "image"
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     condition: Literal["label"] | None = None

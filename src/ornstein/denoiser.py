@@ -136,7 +136,8 @@ class Denoises(Protocol):
 class Denoiser(nn.Module):
     """A network, a process and what the network predicts: one of x0, eps, v, score, edm, mean.
 
-    net(x, c_noise, cond) takes c_in·x_t (B, *) with c_in = 1/sqrt(alpha² sigma_data² + sigma²), c_noise (B,) from
+    net(x, c_noise, cond) takes c_in·x_t (B, *) with c_in = 1/sqrt(alpha² sigma_data² + sigma²), or x_t itself without
+    `scale_input` (a network that is not to know the noise level must not see it in its input's scale), c_noise (B,) from
     `process.noise_label`, and a dict of tensors or None; it returns F like x_t, or with `learned_variance` twice the channels
     (axis 1), the second half placing log sigma² between β̃ (-1) and β (+1).
     `sigma_data` is the standard deviation of the encoded data. Values are never clipped here: see `Clipped`.
@@ -151,6 +152,7 @@ class Denoiser(nn.Module):
         *,
         sigma_data: float = 1.0,
         learned_variance: bool = False,
+        scale_input: bool = True,
     ) -> None:
         super().__init__()
         if predicts not in COEFFICIENTS:
@@ -162,6 +164,7 @@ class Denoiser(nn.Module):
         self.predicts = predicts
         self.sigma_data = sigma_data
         self.learned_variance = learned_variance
+        self.scale_input = scale_input
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(alpha, sigma, c_skip, c_out) at float64 times () or (B,)."""
@@ -180,7 +183,8 @@ class Denoiser(nn.Module):
         alpha, sigma, skip, out = self.coefficients(times)
         label = self.process.noise_label(times).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
         scale = (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
-        unscaled = scale.ndim == 0 and abs(float(scale) - 1) < 1e-12  # variance preserving on unit data: save a pass
+        # variance preserving on unit data: save a pass
+        unscaled = not self.scale_input or (scale.ndim == 0 and abs(float(scale) - 1) < 1e-12)
         raw = self.net(x_t if unscaled else align(scale, x_t) * x_t, label, cond)
         fraction = None
         if self.learned_variance:

@@ -16,7 +16,8 @@ from ornstein import figures, metrics, model
 from ornstein.config import DataConfig, Recipe
 from ornstein.contract import Contract
 from ornstein.files import InputError, write_atomic
-from ornstein.image.data import ImageData, load_images
+from ornstein.image.data import ImageData
+from ornstein.kinds import Dataset, Model, with_denoiser
 from ornstein.likelihood import BitsPerDim, LogProb
 from ornstein.metrics import Extractor, Record
 from ornstein.noise import Noise
@@ -24,6 +25,7 @@ from ornstein.parallel import shares
 from ornstein.samplers import RK45, Adaptive, Plan
 from ornstein.system import System
 from ornstein.train.callbacks import read_log
+from ornstein.vector import DPMSystem
 
 RIDGE = 1e-3
 """Added to the covariance of the Gaussian that bits/dim are held against, in squared grey levels."""
@@ -33,21 +35,7 @@ SVM_PIXELS = 1024
 """Images of at most so many numbers are classified by a support-vector machine, to see whether samples obey their label."""
 
 
-def load_data(config: DataConfig, source: str | None = None) -> ImageData:
-    """The data of a recipe, or of another source brought to the same size and channels."""
-    return load_images(
-        source or config.source,
-        size=config.size,
-        channels=config.channels,
-        crop=config.crop,
-        image_key=config.image_key,
-        label_key=config.label_key,
-        split=config.split,
-        strict=config.strict,
-    )
-
-
-def divide(config: DataConfig, data: ImageData) -> tuple[ImageData, ImageData | None]:
+def divide(config: DataConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
     """(training part, held-out part) as a recipe says: the last `held_out_last` data, or a random share."""
     if config.held_out_last:
         cut = len(data) - config.held_out_last
@@ -69,9 +57,9 @@ def relabel(data: ImageData, contract: Contract) -> ImageData:
 
 
 def evaluate(
-    system: System,
-    training: ImageData,
-    reference: ImageData,
+    system: Model,
+    training: Dataset,
+    reference: Dataset,
     *,
     n: int = 1000,
     extractor: Extractor | None = None,
@@ -81,11 +69,13 @@ def evaluate(
 ) -> list[Record]:
     """Records of every metric that the data allow, from n samples against `reference`, with training data as the yardstick.
 
-    Fréchet and kernel distance, precision and recall in the extractor's features (pixels unless given), the same for n
-    training data, nearest-training-image ratio, and for a class-conditional model the share of samples that a support-vector
-    machine trained on the training data gives the label asked for.
+    Fréchet and kernel distance, precision and recall in the extractor's features (pixels or columns unless given), for tables
+    sliced Wasserstein distance too, the same for n training data, nearest-training-datum ratio, and for a class-conditional
+    model the share of samples that a support-vector machine trained on the training data gives the label asked for.
     """
-    extractor = extractor or metrics.Pixels()
+    tabular = len(system.contract.shape) == 1
+    if extractor is None:
+        extractor = metrics.Columns() if tabular else metrics.Pixels()
     start = time.monotonic()
     labels = torch.arange(n) % len(system.contract.classes or (1,))
     cond = {system.condition: labels} if system.condition else None
@@ -110,6 +100,9 @@ def evaluate(
         kernel = metrics.kernel_distance(features[name], features["real"], size=size, seed=seed)
         interval = (kernel.value - 2 * kernel.standard_error, kernel.value + 2 * kernel.standard_error)
         record(f"kernel_distance{label}", kernel.value, begun, interval=interval)
+        if tabular:
+            begun = time.monotonic()
+            record(f"sliced_wasserstein{label}", metrics.sliced_wasserstein(features[name], features["real"], seed=seed), begun)
         begun = time.monotonic()
         quality = metrics.precision_recall(features["real"], features[name])
         record(f"precision{label}", quality.precision, begun)
@@ -124,14 +117,14 @@ def evaluate(
     return records
 
 
-def as_data(system: System, samples: Tensor) -> Tensor:
+def as_data(system: Model, samples: Tensor) -> Tensor:
     """Samples as the data are: rounded to their grey levels if they have any."""
     if system.contract.levels is None:
         return samples
     return torch.from_numpy(system.contract.quantise(samples).astype(np.float32))
 
 
-def _obedience(training: ImageData, samples: Tensor, asked: Tensor) -> float:
+def _obedience(training: Dataset, samples: Tensor, asked: Tensor) -> float:
     from sklearn.svm import SVC
 
     rows = np.arange(min(len(training), 10_000))
@@ -140,9 +133,9 @@ def _obedience(training: ImageData, samples: Tensor, asked: Tensor) -> float:
 
 
 def likelihood(
-    system: System,
-    training: ImageData,
-    held: ImageData,
+    system: Model,
+    training: Dataset,
+    held: Dataset,
     *,
     n: int = 1000,
     by: Sequence[str] = ("bound",),
@@ -161,6 +154,10 @@ def likelihood(
     with full covariance fitted to the training data (uniform dequantisation). Under torchrun every process takes its share of
     the data, and only the first one returns records.
     """
+    if not isinstance(system, System):
+        if tuple(by) != ("bound",):
+            with_denoiser(system, "the likelihood by the probability flow")
+        return [_chain_bound(system, held, n, seed, progress)]
     count = min(n, len(held))
     levels = system.contract.levels is not None
     unit, name = (math.log(2), "bits_per_dim") if levels else (1.0, "nats_per_dim")
@@ -217,6 +214,18 @@ def likelihood(
     return records
 
 
+def _chain_bound(system: DPMSystem, held: Dataset, n: int, seed: int, progress: bool) -> Record:
+    """The bound of a dpm2015 model in bits per row, as an upper bound of -log2 p."""
+    begun = time.monotonic()
+    rows = held.batch(np.arange(min(n, len(held))))["x"]
+    bits = -system.bound(rows, Noise(seed), progress=progress)
+    value, error = float(bits.mean()), float(bits.std() / math.sqrt(len(bits)))
+    kind = "probability" if system.contract.levels is not None else "density of the standardised row"
+    note = f"upper bound of -log2 of a row's {kind}; {system.net.steps - 1} calls per row"
+    seconds = time.monotonic() - begun
+    return Record("bits_per_row", value, len(bits), "none", seed, seconds, (value - 2 * error, value + 2 * error), note)
+
+
 def gaussian_bits_per_dim(training: Tensor, held: Tensor, noise: Noise, *, draws: int = 10) -> float:
     """-log2 of a Gaussian's density per number, for data on whole grey levels with uniform noise in [0, 1) added.
 
@@ -231,31 +240,35 @@ def gaussian_bits_per_dim(training: Tensor, held: Tensor, noise: Noise, *, draws
     return float(-total.mean() / (test.shape[1] * math.log(2)))
 
 
-def draw_figures(out: Path, system: System, held: ImageData, *, seed: int = 0) -> None:
-    """samples.png, strip.png and loss.png of a model directory."""
-    classes = len(system.contract.classes or ())
-    n = 10 * min(classes, 10) if system.condition else 64
-    cond = {system.condition: [i % classes for i in range(n)]} if system.condition else None
-    figures.image_grid(
-        system.sample(n, cond=cond, noise=Noise(seed)),
-        system.contract,
-        out / "samples.png",
-        columns=10 if system.condition else 8,
-    )
-    shown = held.batch(np.arange(min(4, len(held))))["x"]
-    rows = {system.condition: [i % classes for i in range(len(shown))]} if system.condition else None
-    figures.strip(system, shown, out / "strip.png", cond=rows, seed=seed)
+def draw_figures(out: Path, system: Model, held: Dataset, *, seed: int = 0) -> None:
+    """samples.png, loss.png and, for images and two-dimensional data, strip.png of a model directory."""
+    if not isinstance(system, System) or len(system.contract.shape) == 1:
+        shown = held.batch(np.arange(min(figures.POINTS, len(held))))["x"]
+        figures.rows_picture(system.sample(len(shown), noise=Noise(seed)), system.contract, out / "samples.png", beside=shown)
+        if isinstance(system, System) and system.contract.shape == (2,):
+            figures.journey(system, shown, out / "strip.png", seed=seed)
+    else:
+        classes = len(system.contract.classes or ())
+        n = 10 * min(classes, 10) if system.condition else 64
+        cond = {system.condition: [i % classes for i in range(n)]} if system.condition else None
+        figures.image_grid(
+            system.sample(n, cond=cond, noise=Noise(seed)),
+            system.contract,
+            out / "samples.png",
+            columns=10 if system.condition else 8,
+        )
+        shown = held.batch(np.arange(min(4, len(held))))["x"]
+        rows = {system.condition: [i % classes for i in range(len(shown))]} if system.condition else None
+        figures.strip(system, shown, out / "strip.png", cond=rows, seed=seed)
     rows_of_log = read_log(out)
     if rows_of_log:
         figures.loss_curve(rows_of_log, out / "loss.png")
 
 
-def write_card(out: Path, recipe: Recipe, system: System, records: list[Record]) -> None:
+def write_card(out: Path, recipe: Recipe, system: Model, records: list[Record]) -> None:
     """card.md: what the model is, what it was trained on, its figures and its measured numbers."""
     contract = system.contract
     parameters = sum(p.numel() for p in system.net.parameters())
-    process = system.denoiser.process
-    plan = system.plan
     lines = [
         f"# {out.name}",
         "",
@@ -265,17 +278,12 @@ def write_card(out: Path, recipe: Recipe, system: System, records: list[Record])
         f"{len(contract.classes)} classes"
         if contract.classes
         else f"- data: {recipe.data.source}, shape {contract.shape}",
-        f"- process: {recipe.process.name}, predicts {recipe.predicts}, sigma_data {system.denoiser.sigma_data:.4g}, "
-        f"terminal gap {process.terminal_gap(std=contract.std):.2e} nats/dim",
+        *_made_of(recipe, system),
         f"- network: {recipe.net.name}, {parameters:,} parameters",
-        f"- default sampler: {plan.name if plan else 'default'}, {plan.calls if plan else 50} calls",
         "",
         "![samples](samples.png)",
         "",
-        "Upper half: data on their way to noise. Lower half: samples on their way back.",
-        "",
-        "![strip](strip.png)",
-        "",
+        *_journey(out, contract),
         "![loss](loss.png)",
         "",
         "```",
@@ -285,3 +293,26 @@ def write_card(out: Path, recipe: Recipe, system: System, records: list[Record])
     ]
     with write_atomic(out / model.CARD) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _made_of(recipe: Recipe, system: Model) -> list[str]:
+    """The card's lines about process and sampler."""
+    if isinstance(system, DPMSystem):
+        return [f"- chain: {system.net.steps} steps, schedule {recipe.process.name}, kernel {type(system.net.kernel).__name__}"]
+    process, plan = system.denoiser.process, system.plan
+    gap = process.terminal_gap(std=system.contract.std)
+    return [
+        f"- process: {recipe.process.name}, predicts {recipe.predicts}, sigma_data {system.denoiser.sigma_data:.4g}, "
+        f"terminal gap {gap:.2e} nats/dim",
+        f"- default sampler: {plan.name if plan else 'default'}, {plan.calls if plan else 50} calls",
+    ]
+
+
+def _journey(out: Path, contract: Contract) -> list[str]:
+    """The card's lines about strip.png, if there is one."""
+    if not (out / "strip.png").exists():
+        return []
+    text = "Upper half: data on their way to noise. Lower half: samples on their way back."
+    if len(contract.shape) == 1:
+        text = "Upper row: data on their way to noise. Middle row: samples on their way back. Lower row: where they are driven."
+    return [text, "", "![strip](strip.png)", ""]

@@ -7,15 +7,16 @@ nothing that it finds.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ornstein import config as configs
+from ornstein import process as processes
+from ornstein.assemble import OWN, make_process
 from ornstein.calibration import weights_digest
-from ornstein.config import Recipe
+from ornstein.config import Named, Recipe
 from ornstein.contract import Contract
 from ornstein.files import (
     InputError,
@@ -28,7 +29,7 @@ from ornstein.files import (
     write_json,
     write_tensors,
 )
-from ornstein.image.ddpm import initialise
+from ornstein.kinds import KINDS, Model
 from ornstein.process import GaussianProcess
 from ornstein.samplers import Plan
 from ornstein.system import System
@@ -42,24 +43,28 @@ CONFIG, WEIGHTS, DATA, CARD, METRICS, RESUME = (
     "resume",
 )
 
-SYSTEMS: dict[str, Callable[[Recipe, Contract, GaussianProcess | None], System]] = {"image": initialise}
-"""What `system:` in a recipe may say."""
 
-
-def build(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> System:
+def build(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> Model:
     """A freshly initialised system from a recipe and the contract of its data."""
-    return SYSTEMS[recipe.system](recipe, contract, process)
+    return KINDS[recipe.system].build(recipe, contract, process)
 
 
-def save(directory: str | Path, recipe: Recipe, system: System, weights: dict[str, Tensor] | None = None) -> None:
+def save(directory: str | Path, recipe: Recipe, system: Model, weights: dict[str, Tensor] | None = None) -> None:
     """Write config, contract and weights (the system's own unless given), each to a temporary file and then renamed."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     state = weights if weights is not None else system.net.state_dict()
+    if isinstance(system, System) and not _same_process(recipe, system):
+        recipe = recipe.model_copy(update={"process": Named(name=OWN)})
     with write_atomic(folder / CONFIG) as temporary:
         temporary.write_text(configs.dump(recipe), encoding="utf-8")
     write_json(folder / DATA, system.contract.to_json())
     write_tensors(folder / WEIGHTS, state)
+
+
+def _same_process(recipe: Recipe, system: System) -> bool:
+    """Whether the recipe's name and options give the system's process."""
+    return recipe.process.name in processes.ALL and make_process(recipe.process) == system.denoiser.process
 
 
 def read_recipe(directory: str | Path) -> Recipe:
@@ -67,7 +72,7 @@ def read_recipe(directory: str | Path) -> Recipe:
     return configs.parse(read_yaml(inside(_checked(directory), CONFIG)), f"{directory}/{CONFIG}")
 
 
-def load(directory: str | Path, *, device: torch.device | str | None = None, process: GaussianProcess | None = None) -> System:
+def load(directory: str | Path, *, device: torch.device | str | None = None, process: GaussianProcess | None = None) -> Model:
     """The trained system of a model directory, on `device` (CPU unless given), ready to sample.
 
     InputError for a missing or foreign file, an unknown format version or key, a YAML tag, a path outside the directory, a
@@ -95,7 +100,8 @@ def load(directory: str | Path, *, device: torch.device | str | None = None, pro
     if device is not None:
         system.net.to(usable(device))
     system.net.requires_grad_(False).eval()
-    system.calibrated = _calibrated(folder, system)
+    if isinstance(system, System):
+        system.calibrated = _calibrated(folder, system)
     if recipe.train.channels_last:
         arrange(system)
     return system
@@ -111,7 +117,7 @@ def usable(device: torch.device | str) -> torch.device:
     return chosen
 
 
-def arrange(system: System) -> None:
+def arrange(system: Model) -> None:
     """Put convolution weights into the channels-last layout, which the processor's convolutions prefer."""
     for parameter in system.net.parameters():
         if parameter.ndim == 4:

@@ -19,8 +19,8 @@ from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
 from ornstein.noise import Noise
 from ornstein.samplers import Adaptive, Draws, Hook, LangevinCorrector, Plan, Solver, default_plan, sample, sample_adaptive
 
-CHUNK = 64
-"""Samples drawn at a time unless told otherwise: bounds memory, changes nothing else."""
+CHUNK, CHUNK_OF_ROWS = 64, 4096
+"""Samples, or rows of a table, drawn at a time unless told otherwise: bounds memory, changes nothing else."""
 
 CondInput = Mapping[str, Tensor | Sequence[int] | Sequence[str] | int | str | float] | None
 
@@ -57,6 +57,11 @@ class System:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.net.parameters()).device
+
+    @property
+    def chunk(self) -> int:
+        """Samples drawn at a time unless told otherwise."""
+        return CHUNK_OF_ROWS if len(self.contract.shape) == 1 else CHUNK
 
     def loss(
         self, batch: Mapping[str, Tensor], noise: Noise, *, step: int = 0, first: int = 0, total: int | None = None
@@ -124,7 +129,7 @@ class System:
             raise InputError(f"guidance={guidance:g} needs a condition to guide to; give cond, or leave guidance out")
         denoiser = self.shaped_denoiser(full_precision=not isinstance(chosen, Plan), guidance=guidance)
         shape = (n, *self.contract.shape)
-        conditions, size = self.conditions(cond, n), CHUNK if batch_size is None else batch_size
+        conditions, size = self.conditions(cond, n), self.chunk if batch_size is None else batch_size
         if isinstance(chosen, Plan):
             x0 = sample(
                 denoiser, chosen, shape=shape, noise=noise, cond=conditions, first=first, batch_size=size, after=after,
@@ -245,7 +250,8 @@ class System:
         """
         return log_prob(
             self.denoiser, self.contract.encode(x).to(self.device), cond=self.conditions(cond, len(x)), solver=solver,
-            divergence=divergence, probes=probes, noise=noise, first=first, batch_size=batch_size or CHUNK, progress=progress,
+            divergence=divergence, probes=probes, noise=noise, first=first, batch_size=batch_size or self.chunk,
+            progress=progress,
         )  # fmt: skip
 
     def bits_per_dim(
@@ -269,7 +275,7 @@ class System:
         return bits_per_dim(
             self.denoiser, self.contract.encode(x).to(self.device), decoder, dequantisation=dequantisation,
             cond=self.conditions(cond, len(x)), solver=solver, divergence=divergence, probes=probes, noise=noise, first=first,
-            batch_size=batch_size or CHUNK, progress=progress,
+            batch_size=batch_size or self.chunk, progress=progress,
         )  # fmt: skip
 
     @property
@@ -291,7 +297,7 @@ class System:
         """The latents (n, *) of data x (n, *) in their own range, about normal with std `process.prior_std`."""
         return encode(
             self.denoiser, self.contract.encode(x).to(self.device), cond=self.conditions(cond, len(x)), solver=solver,
-            batch_size=batch_size or CHUNK, progress=progress,
+            batch_size=batch_size or self.chunk, progress=progress,
         )  # fmt: skip
 
     def decode(
@@ -307,6 +313,6 @@ class System:
         return self.contract.decode(
             decode(
                 self.denoiser, latent.to(self.device), cond=self.conditions(cond, len(latent)), solver=solver,
-                batch_size=batch_size or CHUNK, progress=progress,
+                batch_size=batch_size or self.chunk, progress=progress,
             )
         )  # fmt: skip

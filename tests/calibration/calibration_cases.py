@@ -63,6 +63,7 @@ STOCHASTIC: list[tuple[str, int, dict[str, Any]]] = [
     ("reverse_diffusion", 5, {}),
     ("dpm_solver_pp_sde", 5, {"order": 2}),
     ("sa_solver", 5, {"predictor": 2, "corrector": 0, "tau": 1.0}),
+    ("annealed_langevin", 5, {"steps": 1}),
 ]
 
 

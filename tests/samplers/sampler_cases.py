@@ -38,7 +38,7 @@ class Case:
 
     "flow": deterministic, and exact for a constant x0 and for a constant eps; "turn": deterministic, and exact for a constant
     v; "law": stochastic, and exact in law for a constant x0; "drift": the linear drift is discretised too, so none of these;
-    "other": none of these, for another reason.
+    "langevin": stochastic, and short of the law by a lag of order ½; "other": none of these, for another reason.
     """
 
     sampler: str
@@ -120,6 +120,10 @@ def _cases() -> Iterator[Case]:
             options = {"view": view, "variable": variable, "order": order, "correct": correct}
             yield Case("adams", "turn" if view == "v" else "flow", options, least_to_end=2 if correct else 1)
     yield Case("adams", "turn", least_to_end=2)
+    for steps, options in ((1, {}), (2, {}), (5, {}), (3, {"rate": 0.1})):
+        yield Case(
+            "annealed_langevin", "langevin", {"steps": steps, **options}, whole=steps, least=steps + 1, least_to_end=2 * steps
+        )
 
 
 CASES: dict[str, Case] = {str(case): case for case in _cases()}

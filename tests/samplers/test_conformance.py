@@ -58,7 +58,7 @@ def conforms(case: Case, name: str, plan: Plan, calls: int, end: float | None) -
 
 @pytest.mark.parametrize("key", CASES)
 def test_on_its_own_grid(key: str) -> None:
-    case, noisy = CASES[key], ("ancestral", "euler_maruyama", "reverse_diffusion")
+    case, noisy = CASES[key], ("ancestral", "euler_maruyama", "reverse_diffusion", "annealed_langevin")
     assert case.plan(VP(), 14).stochastic == (case.kind == "law" or case.sampler in noisy or "churn" in case.options)
     for name, p in PROCESSES.items():
         conforms(case, name, case.plan(p, 14), 14, None)
@@ -134,7 +134,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "lms": {"order": 0}, "ipndm": {"order": 5}, "deis": {"degree": -1}, "deis_rho_rk": {"method": "rk45"},
     "dpm_solver": {"order": 4}, "dpm_solver_multistep": {"order": 0}, "dpm_solver_pp": {"order": 4},
     "dpm_solver_pp_single": {"order": 4}, "dpm_solver_pp_sde": {"order": 4}, "unipc": {"order": 4}, "sa_solver": {"tau": -1.0},
-    "adams": {"order": 0},
+    "adams": {"order": 0}, "annealed_langevin": {"rate": 2.0, "steps": 0},
 }  # fmt: skip
 
 

@@ -72,6 +72,7 @@ def calibrate(
     from ornstein.calibration import calibrate as fit
     from ornstein.calibration import fine_flow
     from ornstein.files import InputError
+    from ornstein.kinds import with_denoiser
     from ornstein.noise import Noise
     from ornstein.parallel import main_process
 
@@ -83,7 +84,7 @@ def calibrate(
     limit = None if max_time is None else minutes(max_time) / len(counts)
     if not main_process():
         return
-    system = model.load(directory, device=device)
+    system = with_denoiser(model.load(directory, device=device), "calibration")
     process, shape, noise = system.denoiser.process, system.contract.shape, Noise(seed)
     denoiser = system.shaped_denoiser(full_precision=True, guidance=guidance)
     conditions = _everyone(system, cond, trajectories)

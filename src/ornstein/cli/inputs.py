@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.config import Recipe
-    from ornstein.image.data import ImageData
+    from ornstein.kinds import Dataset, Model
     from ornstein.process import GaussianProcess
     from ornstein.samplers import Adaptive, LangevinCorrector, Plan
     from ornstein.system import System
@@ -57,7 +57,7 @@ def plan_of(
 def named_plan(directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None) -> Plan:
     """The plan of a sampler by name; what is not given is the recipe's, its grid and options for its own sampler only."""
     from ornstein import config, model
-    from ornstein.image.ddpm import make_plan
+    from ornstein.assemble import make_plan
 
     default = model.read_recipe(directory).sampler
     at_least("--calls", calls)
@@ -190,36 +190,62 @@ def conditions_of(pairs: list[str] | None, n: int) -> dict[str, list[str]] | Non
     return conditions
 
 
-def references(recipe: Recipe, system: System, source: str | None) -> tuple[ImageData, ImageData]:
+def references(recipe: Recipe, system: Model, source: str | None) -> tuple[Dataset, Dataset]:
     """(training data, reference data), both under the model's contract."""
-    from ornstein.evaluate import divide, load_data, relabel
+    from ornstein.evaluate import divide, relabel
     from ornstein.files import InputError
+    from ornstein.image.data import ImageData
+    from ornstein.kinds import load_data
 
-    training, held = divide(recipe.data, load_data(recipe.data))
+    training, held = divide(recipe.data, load_data(recipe))
     if source is not None:
-        held = load_data(recipe.data, source)
+        held = load_data(recipe, source)
     if held is None:
         raise InputError("the model was trained without held-out data; give --data")
-    if system.condition == "label":
+    if system.condition == "label" and isinstance(held, ImageData):
         held = relabel(held, system.contract)
     return training.with_contract(system.contract), held.with_contract(system.contract)
 
 
-def samples_of(system: System, x: Tensor) -> NDArray[Any]:
+def samples_of(system: Model, x: Tensor) -> NDArray[Any]:
     """Samples x (n, *) as an array in the data's own range, whole grey levels if the data have them."""
     return system.contract.quantise(x) if system.contract.levels is not None else x.numpy()
 
 
-def write_npz(out: Path, system: System, arrays: dict[str, NDArray[Any]], conditions: Conditions) -> None:
+def write_npz(out: Path, system: Model, arrays: dict[str, NDArray[Any]], conditions: Conditions) -> None:
     """Arrays with a row per sample, and beside them the samples' conditions."""
     import numpy as np
 
     from ornstein.files import write_atomic
+    from ornstein.system import System
 
     n = len(next(iter(arrays.values())))
-    if conditions and system.condition:
+    if conditions and isinstance(system, System) and system.condition:
         numbered = system.conditions(conditions, n)
         assert numbered is not None
         arrays = arrays | {system.condition: numbered[system.condition].numpy()}
     with write_atomic(out) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def picture(out: Path, system: Model, x: Tensor, columns: int | None = None) -> None:
+    """Samples x (n, *) as a picture: a grid of images, or points."""
+    from ornstein import figures
+    from ornstein.evaluate import as_data
+
+    if len(system.contract.shape) == 1:
+        figures.rows_picture(x, system.contract, out)
+    else:
+        figures.image_grid(as_data(system, x), system.contract, out, columns=columns)
+
+
+def write_csv(out: Path, system: Model, x: Tensor) -> None:
+    """Samples x (n, D) as a CSV with a line of column names."""
+    import csv
+
+    from ornstein.files import write_atomic
+
+    with write_atomic(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(system.contract.channels)
+        writer.writerows([f"{value:.9g}" for value in row] for row in x.tolist())

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ornstein.cli.app import Cond, Count, app, at_least
-from ornstein.cli.inputs import chosen, conditions_of, references, samples_of, write_npz
+from ornstein.cli.inputs import chosen, conditions_of, picture, references, samples_of, write_npz
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.cli.inputs import Conditions
-    from ornstein.image.data import ImageData
+    from ornstein.kinds import Dataset
     from ornstein.samplers import RK45
     from ornstein.system import System
 
@@ -56,12 +56,13 @@ def encode(
     """
     from ornstein import model
     from ornstein.files import InputError
+    from ornstein.kinds import with_denoiser
     from ornstein.parallel import shares
 
     if out.suffix != ".npz":
         raise InputError(f"--out {str(out)!r} must end in .npz")
     at_least("-n", number)
-    system, solver = model.load(directory, device=device), _solver(rtol)
+    system, solver = with_denoiser(model.load(directory, device=device), "encoding and decoding"), _solver(rtol)
     _, held = references(model.read_recipe(directory), system, data)
     count = min(number, len(held))
     conditions: Conditions = conditions_of(cond, count) or _labels(system, held, list(range(count)))
@@ -110,8 +111,9 @@ def decode(
 
     from ornstein import model
     from ornstein.files import InputError, read_arrays
+    from ornstein.kinds import with_denoiser
 
-    system, solver = model.load(directory, device=device), _solver(rtol)
+    system, solver = with_denoiser(model.load(directory, device=device), "encoding and decoding"), _solver(rtol)
     arrays = read_arrays(latents)
     if "latent" not in arrays or arrays["latent"].shape[1:] != system.contract.shape:
         found = {name: array.shape for name, array in arrays.items()}
@@ -173,12 +175,13 @@ def interpolate(
 
     from ornstein import model
     from ornstein.files import InputError
+    from ornstein.kinds import with_denoiser
     from ornstein.likelihood import slerp
     from ornstein.noise import Noise
 
     at_least("--steps", steps, 2)
     at_least("--pairs", pairs)
-    system, solver = model.load(directory, device=device), _solver(rtol)
+    system, solver = with_denoiser(model.load(directory, device=device), "encoding and decoding"), _solver(rtol)
     if rows is not None:
         if len(rows) < 2 or len(rows) % 2:
             raise InputError(f"--rows {' '.join(map(str, rows))} must name pairs of data")
@@ -212,19 +215,17 @@ def _solver(rtol: float) -> RK45:
     return RK45(rtol)
 
 
-def _labels(system: System, held: ImageData, rows: list[int]) -> dict[str, list[int]] | None:
+def _labels(system: System, held: Dataset, rows: list[int]) -> dict[str, list[int]] | None:
     if system.condition != "label":
         return None
     return {"label": held.batch(rows)["label"].tolist()}
 
 
 def _write(out: Path, system: System, x: Tensor, conditions: Conditions, columns: int | None = None) -> None:
-    from ornstein import figures
-    from ornstein.evaluate import as_data
     from ornstein.files import InputError
 
     if out.suffix == ".png":
-        figures.image_grid(as_data(system, x), system.contract, out, columns=columns)
+        picture(out, system, x, columns)
     elif out.suffix == ".npz":
         write_npz(out, system, {"samples": samples_of(system, x)}, conditions)
     else:

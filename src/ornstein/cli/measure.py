@@ -15,7 +15,7 @@ def evaluate(
     *,
     data: str | None = None,
     number: Count = 1000,
-    extractor: str = "pixels",
+    extractor: str | None = None,
     sampler: str | None = None,
     calls: int | None = None,
     rtol: float | None = None,
@@ -35,7 +35,7 @@ def evaluate(
     number
         How many samples to draw.
     extractor
-        pixels, or a classifier's .safetensors file.
+        pixels, columns, or a classifier's .safetensors file; pixels for images and columns for tables unless given.
     sampler
         A sampler by name or a plan's JSON file.
     calls
@@ -54,13 +54,16 @@ def evaluate(
     from ornstein import metrics, model
     from ornstein.evaluate import evaluate as measure
     from ornstein.evaluate import likelihood, write_card
+    from ornstein.kinds import with_denoiser
 
     at_least("-n", number)
     system = model.load(directory, device=device)
     recipe = model.read_recipe(directory)
     training, reference = references(recipe, system, data)
-    features = metrics.load_extractor(extractor)
-    chosen = sampler_of(directory, system, sampler, calls, rtol, grid)
+    features = metrics.load_extractor(extractor) if extractor is not None else None
+    chosen = None
+    if any(option is not None for option in (sampler, calls, rtol, grid)):
+        chosen = sampler_of(directory, with_denoiser(system, "a sampler"), sampler, calls, rtol, grid)
     records = measure(
         system, training, reference, n=number, extractor=features, sampler=chosen, seed=seed, progress=not quiet
     ) + likelihood(system, training, reference, n=number, seed=seed, progress=not quiet)

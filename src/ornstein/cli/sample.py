@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ornstein.cli.app import Cond, Count, Guidance, app, at_least
-from ornstein.cli.inputs import budgeted, conditions_of, corrector_of, sampler_of, samples_of, write_npz
+from ornstein.cli.inputs import budgeted, conditions_of, corrector_of, picture, sampler_of, samples_of, write_csv, write_npz
 
 if TYPE_CHECKING:
     from ornstein.samplers import Adaptive, Plan
@@ -66,7 +66,7 @@ def sample(
     batch
         Samples drawn at a time; 64 unless given.
     out
-        A .png (a grid), or a .npz whose array `samples` is in the data's own range.
+        A .png (a grid, or points), a .npz whose array `samples` is in the data's own range, or a .csv for tables.
     device
         cpu, cuda or mps.
     precision
@@ -74,27 +74,43 @@ def sample(
     quiet
         No progress line.
     """
-    from ornstein import figures, model
-    from ornstein.evaluate import as_data
+    from ornstein import model
     from ornstein.files import InputError
+    from ornstein.kinds import with_denoiser
     from ornstein.noise import Noise
     from ornstein.parallel import shares
+    from ornstein.system import System
 
-    if out.suffix not in (".png", ".npz"):
-        raise InputError(f"--out {str(out)!r} must end in .png or .npz")
+    if out.suffix not in (".png", ".npz", ".csv"):
+        raise InputError(f"--out {str(out)!r} must end in .png, .npz or .csv")
     at_least("-n", number)
     at_least("--batch", batch)
     system = model.load(directory, device=device)
+    if out.suffix == ".csv" and len(system.contract.shape) != 1:
+        raise InputError(f"--out {str(out)!r}: only rows of a table fit into a .csv; give a .npz")
     if precision is not None:
-        system.half_precision = precision == "bf16"
+        with_denoiser(system, "--precision").half_precision = precision == "bf16"
     conditions = conditions_of(cond, number)
-    if tol is not None or calls == "auto":
-        chosen: Plan | Adaptive | None = budgeted(
-            directory, system, sampler, calls, tol, rtol, grid, number, cond, guidance, seed, quiet
-        )
+    after = None
+    if not isinstance(system, System):
+        asked = {
+            "--sampler": sampler,
+            "--calls": calls,
+            "--tol": tol,
+            "--rtol": rtol,
+            "--grid": grid,
+            "--corrector": corrector or None,
+        }
+        for name, value in asked.items():
+            if value is not None:
+                with_denoiser(system, name)
+        chosen: Plan | Adaptive | None = None
+    elif tol is not None or calls == "auto":
+        chosen = budgeted(directory, system, sampler, calls, tol, rtol, grid, number, cond, guidance, seed, quiet)
     else:
         chosen = sampler_of(directory, system, sampler, calls, rtol, grid, guidance)
-    after = corrector_of(system, chosen, corrector, snr, guidance)
+    if isinstance(system, System):
+        after = corrector_of(system, chosen, corrector, snr, guidance)
     with shares(number) as share:
         mine = None if conditions is None else {k: v[share.first : share.first + share.count] for k, v in conditions.items()}
         part = system.draw(
@@ -104,9 +120,10 @@ def sample(
         samples, counted = share.gather(part.x0.cpu()), share.gather(part.calls)
         if not share.main:
             return
-    data = as_data(system, samples)
     if out.suffix == ".png":
-        figures.image_grid(data, system.contract, out)
+        picture(out, system, samples)
+    elif out.suffix == ".csv":
+        write_csv(out, system, samples)
     else:
         write_npz(out, system, {"samples": samples_of(system, samples)}, conditions)
     low, high, mean = int(counted.min()), int(counted.max()), float(counted.double().mean())

@@ -43,6 +43,7 @@ def _plan(path: Path, out: Path | None) -> None:
     from ornstein import figures, model
     from ornstein.calibration import beside
     from ornstein.files import InputError
+    from ornstein.kinds import with_denoiser
     from ornstein.samplers import Plan, dpm_solver_pp
 
     plan = Plan.load(path)
@@ -60,7 +61,7 @@ def _plan(path: Path, out: Path | None) -> None:
         if out is not None:
             raise InputError(f"--out {str(out)!r} needs the model's process: keep {path.name} in its model directory")
         return
-    process = model.load(path.parent).denoiser.process
+    process = with_denoiser(model.load(path.parent), "a plan").denoiser.process
     try:
         print(f"\n{beside(plan, dpm_solver_pp(process, plan.calls), process)}")
         if out is not None:

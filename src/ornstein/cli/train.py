@@ -61,9 +61,10 @@ def train(
         No progress line.
     """
     from ornstein import config, model
-    from ornstein.evaluate import divide, draw_figures, load_data, write_card
+    from ornstein.evaluate import divide, draw_figures, write_card
     from ornstein.files import InputError
-    from ornstein.image.data import describe
+    from ornstein.image.data import ImageData
+    from ornstein.kinds import KINDS, describe, load_data
     from ornstein.parallel import main_process as is_main
     from ornstein.train import train as run
 
@@ -86,10 +87,15 @@ def train(
     chosen = config.override(chosen, [*changes, *(settings or [])])
     if not resume and (target / model.WEIGHTS).exists() and main_process:
         raise InputError(f"--out {str(target)!r} already holds a model; add --resume, or give another --out")
-    everything = load_data(chosen.data)
-    if recipe is None and not resume:
+    if recipe is None and not resume and _is_table(str(data)):
+        chosen = config.override(config.load_recipe("points"), [*changes, *(settings or [])])
+    everything = load_data(chosen)
+    if recipe is None and not resume and isinstance(everything, ImageData):
         chosen = _automatic(chosen, everything, settings or [])
     training, held = divide(chosen.data, everything)
+    chosen, reasons = KINDS[chosen.system].prepare(chosen, training)
+    if main_process and not quiet:
+        print(*reasons, sep="\n", end="\n" if reasons else "", file=sys.stderr)
     if main_process and not quiet:
         print(describe(everything), file=sys.stderr)
         print(f"training on {len(training)}, held out {len(held) if held else 0}; writing to {target}", file=sys.stderr)
@@ -109,7 +115,14 @@ def train(
     if main_process:
         draw_figures(target, system, held or training)
         write_card(target, chosen, system, [])
-        print(f"{target}: model, samples.png, strip.png, loss.png, card.md")
+        print(f"{target}: model, {', '.join(path.name for path in sorted(target.glob('*.png')))}, card.md")
+
+
+def _is_table(source: str) -> bool:
+    """Whether data given without a recipe are rows of numbers, by their name."""
+    from ornstein.vector import DISTRIBUTIONS
+
+    return source in DISTRIBUTIONS or Path(source).suffix in (".csv", ".tsv", ".txt")
 
 
 def _automatic(recipe: Recipe, data: ImageData, settings: list[str]) -> Recipe:

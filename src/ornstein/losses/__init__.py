@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ornstein.losses.bound import Bound, Discretised, GaussianDecoder, bound
 from ornstein.losses.denoising import WEIGHTS, DenoisingLoss
+from ornstein.losses.matching import MatchingLoss, score_at
 from ornstein.losses.times import DISTRIBUTIONS, LossAware, Times
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Discretised",
     "GaussianDecoder",
     "LossAware",
+    "MatchingLoss",
     "Times",
     "bound",
+    "score_at",
 ]

@@ -12,6 +12,7 @@ from ornstein.metrics.distribution import (
 )
 from ornstein.metrics.extract import (
     Classifier,
+    Columns,
     Extractor,
     Module,
     Pixels,
@@ -28,6 +29,7 @@ from ornstein.metrics.record import Record, read_records, table, write_records
 
 __all__ = [
     "Classifier",
+    "Columns",
     "Estimate",
     "Extractor",
     "Memorisation",

@@ -43,6 +43,22 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The numbers of a row themselves, in the data's own units: for tables and two-dimensional laws."""
+
+    @property
+    def name(self) -> str:
+        """Always "columns"."""
+        return "columns"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the rows (N, D) as float32; raises InputError unless they are (N, D)."""
+        if images.ndim != 2:
+            raise InputError(f"rows have shape {tuple(images.shape)}: expected (N, D)")
+        return images.float()
+
+
+@dataclass(frozen=True)
 class Module:
     """A network as an extractor, evaluated without gradients in batches.
 
@@ -206,11 +222,13 @@ def classifier_features(net: Classifier, *, label: str = "classifier") -> Module
 
 
 def load_extractor(name: str) -> Extractor:
-    """Return the extractor of this name: "pixels" or a classifier's safetensors file; raises InputError otherwise."""
-    if name == "pixels":
-        return Pixels()
+    """Return the extractor of this name: "pixels", "columns" or a classifier's safetensors file; raises InputError otherwise."""
+    if name in ("pixels", "columns"):
+        return Pixels() if name == "pixels" else Columns()
     if not name.endswith(".safetensors") or not Path(name).is_file():
-        raise InputError(f"extractor {name!r}: must be 'pixels' or an existing .safetensors file written by save_classifier")
+        raise InputError(
+            f"extractor {name!r}: must be 'pixels', 'columns' or an existing .safetensors file written by save_classifier"
+        )
     return classifier_features(load_classifier(name), label=Path(name).stem)
 
 

@@ -36,10 +36,10 @@ class Memorisation:
         """One sentence for a report."""
         figures = f"median ratio {self.median_ratio:.2f}, {self.quantile:.0%} quantile ratio {self.low_ratio:.2f}, n={self.n}"
         if self.median_ratio < _SUSPECT:
-            return f"Memorised: samples lie much closer to training images than unseen real images do ({figures})."
+            return f"Memorised: samples lie much closer to training data than unseen data do ({figures})."
         if self.low_ratio < _SUSPECT:
-            return f"Partly memorised: the closest samples are near-copies of training images ({figures})."
-        return f"No sign of memorisation: samples lie as far from training images as unseen real images do ({figures})."
+            return f"Partly memorised: the closest samples are near-copies of training data ({figures})."
+        return f"No sign of memorisation: samples lie as far from training data as unseen data do ({figures})."
 
 
 def nearest_distances(points: Tensor, train: Tensor) -> Tensor:

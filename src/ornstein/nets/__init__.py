@@ -1,7 +1,7 @@
 """Networks with one calling convention, `net(x, c_noise, cond) -> tensor`: U-Nets for grids, an MLP for vectors."""
 
-from ornstein.nets.embed import ConditionEmbedding, NoiseEmbedding
+from ornstein.nets.embed import ConditionEmbedding, LevelFree, NoiseEmbedding
 from ornstein.nets.mlp import MLP
 from ornstein.nets.unet import UNet
 
-__all__ = ["MLP", "ConditionEmbedding", "NoiseEmbedding", "UNet"]
+__all__ = ["MLP", "ConditionEmbedding", "LevelFree", "NoiseEmbedding", "UNet"]

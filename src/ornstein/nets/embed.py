@@ -57,6 +57,21 @@ class NoiseEmbedding(nn.Module):
         return self.outer(functional.silu(self.inner(code)))
 
 
+class LevelFree(nn.Module):
+    """A network that is not told the noise level: net(x, 0, cond), with the shapes of the net within.
+
+    One function then serves all levels, s(x, sigma) = net(x)/sigma for a score; it has to see the level in x, so x must not
+    be scaled beforehand (`Denoiser(scale_input=False)`). Source: Song and Ermon 2020, arXiv:2006.09011, technique 3.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition | None) -> Tensor:
+        return self.net(x, torch.zeros_like(c_noise), cond)
+
+
 class ConditionEmbedding(nn.Module):
     """Turn a condition into one vector per sample, and attach a grid condition to the input of a net.
 

@@ -1,12 +1,14 @@
-"""How data are destroyed: Gaussian processes in continuous time and chains of discrete steps."""
+"""How data are destroyed: Gaussian processes in continuous time, one's own equations, and chains of discrete steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from ornstein.process.chain import BETAS, Chain, zero_terminal_snr
-from ornstein.process.continuous import EDM, VE, VP, Cosine, LinearSDE, Rectified, SubVP
+from ornstein.process.check import Check
+from ornstein.process.continuous import EDM, VE, VP, Cosine, Rectified, SubVP
 from ornstein.process.gaussian import (
+    Equation,
     GaussianProcess,
     Posterior,
     Process,
@@ -17,6 +19,8 @@ from ornstein.process.gaussian import (
     gaussian_log_density,
     reparameterise,
 )
+from ornstein.process.sde import SDE, LinearSDE
+from ornstein.process.simulate import SimulatedSDE
 
 
 def chain(schedule: str = "linear", steps: int = 1000, zero_terminal: bool = False) -> Chain:
@@ -36,21 +40,25 @@ ALL: dict[str, Callable[..., GaussianProcess]] = {
     "rectified": Rectified,
     "chain": chain,
 }
-"""Names that recipes and the command line know."""
+"""Names that recipes and the command line know; one's own `LinearSDE` is handed over as an object."""
 
 __all__ = [
     "ALL",
     "BETAS",
     "EDM",
+    "SDE",
     "VE",
     "VP",
     "Chain",
+    "Check",
     "Cosine",
+    "Equation",
     "GaussianProcess",
     "LinearSDE",
     "Posterior",
     "Process",
     "Rectified",
+    "SimulatedSDE",
     "SubVP",
     "Transition",
     "align",

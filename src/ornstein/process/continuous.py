@@ -1,17 +1,14 @@
-"""The processes of the literature in continuous time, and `LinearSDE` for one's own f(t) and g(t)."""
+"""The processes of the literature in continuous time; one's own f(t) and g(t) are `sde.LinearSDE`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.process.gaussian import GaussianProcess, MomentProcess
+from ornstein.process.gaussian import MomentProcess
 
 
 @dataclass(frozen=True)
@@ -173,56 +170,3 @@ class Rectified(MomentProcess):
     def noise_label(self, t: Tensor) -> Tensor:
         """1000·t: half the log ratio is infinite at t = 1."""
         return 1000 * t
-
-
-@dataclass(frozen=True)
-class LinearSDE(GaussianProcess):
-    """dx = f(t) x dt + g(t) dw with one's own `drift` f and `diffusion` g, and Var[x_0|data] = `initial_variance`.
-
-    alpha = exp(∫f), sigma² = alpha² (initial_variance + ∫ g²/alpha²), by Gauss-Legendre quadrature in float64 (32 panels
-    of 16 nodes over [0, t]): relative error below 1e-12 for smooth f and g. Both take and return float64 tensors.
-    """
-
-    drift_of: Callable[[Tensor], Tensor]
-    diffusion_of: Callable[[Tensor], Tensor]
-    initial_variance: float = 0.0
-    t_min: float = 1e-3
-
-    def drift_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(f, g²) as the user wrote them."""
-        return self.drift_of(t) + torch.zeros_like(t), self.diffusion_of(t) ** 2 + torch.zeros_like(t)
-
-    def mean_variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma²) by quadrature, of t's shape."""
-        nodes, weights, running = _quadrature(16)
-        panels = torch.arange(32, dtype=torch.float64)
-        half = (t.reshape(-1, 1) / 64).unsqueeze(-1)  # half a panel's width, (T, 1, 1)
-        times = half * (2 * panels[:, None] + 1 + nodes)  # (T, panels, nodes)
-        f, squared = self.drift_diffusion(times)
-        whole = half[..., 0] * (f * weights).sum(-1)  # ∫f over each panel
-        before = whole.cumsum(-1) - whole
-        log_alpha = before.unsqueeze(-1) + half * (f @ running.T)
-        total = whole.sum(-1)
-        gained = (half * squared * torch.exp(2 * (total[:, None, None] - log_alpha)) * weights).sum((-1, -2))
-        variance = self.initial_variance * torch.exp(2 * total) + gained
-        return total.exp().reshape(t.shape), variance.reshape(t.shape)
-
-    def time_of(self, log_ratio: Tensor) -> Tensor:
-        """By bisection, to 2^-52."""
-        low, high = torch.zeros_like(log_ratio), torch.ones_like(log_ratio)
-        for _ in range(52):
-            middle = (low + high) / 2
-            above = self.log_ratio(middle) > log_ratio
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        return (low + high) / 2
-
-
-@cache
-def _quadrature(order: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights on [-1, 1], and the matrix that maps values at the nodes to ∫_{-1}^{node}."""
-    legendre = np.polynomial.legendre
-    nodes, weights = legendre.leggauss(order)
-    values_to_coefficients = np.linalg.inv(legendre.legvander(nodes, order - 1))
-    integrals = np.stack([legendre.legval(nodes, legendre.legint(row, lbnd=-1)) for row in np.eye(order)], 1)
-    as_tensor = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
-    return as_tensor(nodes), as_tensor(weights), as_tensor(integrals @ values_to_coefficients)

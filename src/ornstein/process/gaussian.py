@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ornstein.noise import Noise
+
+if TYPE_CHECKING:
+    from ornstein.process.check import Check
 
 Time = float | Tensor | None
 
@@ -33,6 +36,23 @@ class Process(ABC):
     @abstractmethod
     def prior(self, shape: Sequence[int], noise: Noise, *, first: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draws of the end law, of `shape` = (samples, ...), keyed by stream "prior"."""
+
+
+class Equation(Process):
+    """A process that follows dx = drift(x, t) dt + g(t) dw, and so can be run backwards given the score of its laws."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """(drift, g) at x (B, *) and time t, a number or (B,): the drift has the shape of x, g broadcasts over it."""
+
+    def backward(self, x: Tensor, t: float | Tensor, score: Tensor, *, amount: float = 1.0) -> tuple[Tensor, Tensor]:
+        """(drift - ½(1 + amount²) g² score, amount·g) at x (B, *), t and the score there: the equation from t = 1 down to 0.
+
+        dx = [drift - ½(1 + a²) g² score] dt + a g dw̄ has the laws of the forward equation for any a: amount = 1 is the reverse
+        equation, 0 the probability flow. Source: Anderson 1982; Song et al. 2021, arXiv 2011.13456, eq. 6 and 13.
+        """
+        drift, g = self.forward(x, t)
+        return drift - 0.5 * (1 + amount**2) * g**2 * score, amount * g
 
 
 class Transition(NamedTuple):
@@ -58,7 +78,7 @@ class Posterior(NamedTuple):
         return align(self.on_x_t, x_t) * x_t + align(self.on_x0, x_t) * x0
 
 
-class GaussianProcess(Process):
+class GaussianProcess(Equation):
     """A process with q(x_t | x_0) = N(alpha(t) x_0, sigma(t)² I); see the module for the two ways to define one."""
 
     t_min: float = 0.0
@@ -104,6 +124,28 @@ class GaussianProcess(Process):
     def diffusion(self, t: float | Tensor) -> Tensor:
         """g(t) of the forward equation dx = f x dt + g dw; float64, of t's shape."""
         return self.drift_diffusion(self._times(t))[1].sqrt()
+
+    def forward(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """(f(t)·x, g(t)) for x (B, *) and t, a number or (B,)."""
+        f, squared = self.drift_diffusion(self._times(t))
+        return align(f, x) * x, align(squared.sqrt(), x)
+
+    def loss_weight(self, t: float | Tensor) -> Tensor:
+        """lambda(t) = sigma² = 1/E|d log q(x_t|x_0)/dx_t|² per number: what makes score matching equally hard at every t.
+
+        float64, of t's shape. `DenoisingLoss("sigma2")` is the square error of the score with this weight.
+        Source: Song et al. 2021, arXiv 2011.13456, section 3.3, with the square that its eq. 7 leaves out.
+        """
+        return self.mean_variance(self._times(t))[1]
+
+    def check(self, data: Tensor | None = None, *, paths: int = 4096, steps: int = 1000, noise: Noise | None = None) -> Check:
+        """Simulate the forward equation, hold it against (alpha, sigma) and the prior, and say in words what is wrong.
+
+        `data` (N, *) float, ±1 unless given, start `paths` paths of `steps` Euler-Maruyama steps; see `Check`.
+        """
+        from ornstein.process.check import check_gaussian
+
+        return check_gaussian(self, data, paths, steps, noise or Noise(0))
 
     def log_ratio(self, t: Time) -> Tensor:
         """log(sigma/alpha), minus half the log-SNR; float64. -inf for clean data, +inf where alpha = 0."""

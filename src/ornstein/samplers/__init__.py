@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ornstein.samplers.adaptive import ADAPTIVE, Adaptive, AdaptiveDPMSolver, Draws, GottaGoFast, sample_adaptive
+from ornstein.samplers.annealing import COOLING, Annealed, anneal, tilted_wells, tilted_wells_minima
+from ornstein.samplers.boltzmann import Chains, Overdamped, Underdamped, sample_boltzmann
 from ornstein.samplers.budget import Budget, monte_carlo_error, pilot
 from ornstein.samplers.corrected import adams, sa_solver, unipc
 from ornstein.samplers.default import default_plan
 from ornstein.samplers.exact import Law, propagate
 from ornstein.samplers.flow import RK45, FixedSteps, Flow, Solved, Solver
-from ornstein.samplers.langevin import LangevinCorrector
+from ornstein.samplers.langevin import LangevinCorrector, annealed_langevin
 from ornstein.samplers.loop import Hook, Step, Trajectory, run, sample
 from ornstein.samplers.multistep import (
     deis,
@@ -58,16 +60,20 @@ ALL: dict[str, Sampler] = {
     "unipc": unipc,
     "sa_solver": sa_solver,
     "adams": adams,
+    "annealed_langevin": annealed_langevin,
 }
 """Names that recipes and the command line know."""
 
 __all__ = [
     "ADAPTIVE",
     "ALL",
+    "COOLING",
     "RK45",
     "Adaptive",
     "AdaptiveDPMSolver",
+    "Annealed",
     "Budget",
+    "Chains",
     "Draws",
     "FixedSteps",
     "Flow",
@@ -75,6 +81,7 @@ __all__ = [
     "Hook",
     "LangevinCorrector",
     "Law",
+    "Overdamped",
     "Plan",
     "Row",
     "Sampler",
@@ -82,8 +89,11 @@ __all__ = [
     "Solver",
     "Step",
     "Trajectory",
+    "Underdamped",
     "adams",
     "ancestral",
+    "anneal",
+    "annealed_langevin",
     "ddim",
     "default_plan",
     "deis",
@@ -109,5 +119,8 @@ __all__ = [
     "sa_solver",
     "sample",
     "sample_adaptive",
+    "sample_boltzmann",
+    "tilted_wells",
+    "tilted_wells_minima",
     "unipc",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ornstein import figures, model
 from ornstein.config import Recipe, TrainConfig
+from ornstein.kinds import Model
 from ornstein.noise import Noise
 from ornstein.system import System
 
@@ -38,7 +39,7 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
     @property
-    def system(self) -> System:
+    def system(self) -> Model:
         """The system with averaged weights."""
         if self._average_model is None:
             raise RuntimeError("the averaged model exists only while training")
@@ -130,13 +131,18 @@ class Keeper(Callback):
         trainer.strategy.barrier()
 
     def picture(self, trainer: lightning.Trainer) -> None:
-        """Draw 16 samples with the averaged weights into samples/ and the TensorBoard log."""
+        """Draw samples with the averaged weights into samples/, and images into the TensorBoard log."""
         system = self.ema.system
+        path = self.out / "samples" / f"step-{trainer.global_step:07d}.png"
+        if not isinstance(system, System):
+            figures.rows_picture(system.sample(figures.POINTS, noise=Noise(0)), system.contract, path)
+            return
+        if len(system.contract.shape) == 1:
+            figures.rows_picture(system.sample(figures.POINTS, sampler=20, noise=Noise(0)), system.contract, path)
+            return
         classes = len(system.contract.classes or ())
         cond = {system.condition: [i % classes for i in range(16)]} if system.condition else None
-        samples = system.sample(16, cond=cond, sampler=20, noise=Noise(0))
-        path = self.out / "samples" / f"step-{trainer.global_step:07d}.png"
-        grid = figures.image_grid(samples, system.contract, path)
+        grid = figures.image_grid(system.sample(16, cond=cond, sampler=20, noise=Noise(0)), system.contract, path)
         if trainer.logger is not None:
             trainer.logger.experiment.add_image("samples", grid, trainer.global_step, dataformats="HWC")
 

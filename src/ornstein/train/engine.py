@@ -28,6 +28,7 @@ from ornstein import model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError, inside, read_json
+from ornstein.kinds import Model
 from ornstein.losses import LossAware, Times
 from ornstein.noise import Noise
 from ornstein.process import Chain
@@ -111,15 +112,17 @@ class Reader(Dataset[dict[str, Any]]):
 class Module(lightning.LightningModule):
     """A system as Lightning sees it: its loss, its optimiser, its validation loss."""
 
-    def __init__(self, system: System, config: TrainConfig) -> None:
+    def __init__(self, system: Model, config: TrainConfig) -> None:
         super().__init__()
         self.system, self.config = system, config
-        self.denoiser = system.denoiser
+        self.net = system.net
         self.noise = Noise(config.seed)
-        # held-out data are judged at the same times always, and teach the loss-aware sampler nothing
-        even = Times("discrete" if isinstance(system.denoiser.process, Chain) else "uniform")
-        aware = isinstance(system.loss_function.times, LossAware)
-        self.judge = replace(system, loss_function=replace(system.loss_function, times=even)) if aware else system
+        self.aware = loss_aware(system)
+        self.judge: Model = system
+        if isinstance(system, System) and self.aware is not None:
+            # held-out data are judged at the same times always, and teach the loss-aware sampler nothing
+            even = Times("discrete" if isinstance(system.denoiser.process, Chain) else "uniform")
+            self.judge = replace(system, loss_function=replace(system.loss_function, times=even))
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in system.net.modules())
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
@@ -150,7 +153,7 @@ class Module(lightning.LightningModule):
         # gradients under fp16's loss scale are clipped after unscaling, which a fused step would do too late
         fused = self.device.type in ("cpu", "cuda") and config.precision != "fp16"
         optimizer = torch.optim.AdamW(
-            self.denoiser.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
 
         def factor(step: int) -> float:
@@ -165,19 +168,25 @@ class Module(lightning.LightningModule):
     ) -> None:
         """Clip the gradient's norm. Lightning refuses a fused optimiser under bf16 too, though only fp16 has a loss scale."""
         if gradient_clip_val and self.config.precision == "bf16":
-            nn.utils.clip_grad_norm_(self.denoiser.net.parameters(), gradient_clip_val)
+            nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the loss-aware sampler's history: the only state that is not a function of (seed, step)."""
-        if isinstance(self.system.loss_function.times, LossAware):
-            checkpoint["times"] = self.system.loss_function.times.state()
+        if self.aware is not None:
+            checkpoint["times"] = self.aware.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put that history back."""
-        if isinstance(self.system.loss_function.times, LossAware):
-            self.system.loss_function.times.load(checkpoint["times"])
+        if self.aware is not None:
+            self.aware.load(checkpoint["times"])
+
+
+def loss_aware(system: Model) -> LossAware | None:
+    """The sampler of times that learns from the losses, if the system has one."""
+    times = system.loss_function.times if isinstance(system, System) else None
+    return times if isinstance(times, LossAware) else None
 
 
 def train(
@@ -193,7 +202,7 @@ def train(
     strategy: str = "auto",
     nodes: int = 1,
     progress: bool = True,
-) -> System:
+) -> Model:
     """Train the recipe on `data` into the model directory `out`, and return the system with averaged weights.
 
     `resume` goes on exactly where `out` stands; `init` starts from another model's weights. Under torchrun every process
@@ -323,7 +332,7 @@ def _check_same(recipe: Recipe, contract: Contract, out: Path) -> None:
         raise InputError(f"--resume: the data are not those of {str(out)!r} ({model.DATA} differs); use the same data, or --init")
 
 
-def _start_from(system: System, directory: str | Path) -> None:
+def _start_from(system: Model, directory: str | Path) -> None:
     """Take the weights of a model directory that fit; InputError if one has another shape."""
     source = model.load(directory).net.state_dict()
     own = system.net.state_dict()

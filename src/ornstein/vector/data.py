@@ -98,6 +98,16 @@ def checkerboard(n: int, noise: Noise, std: float = 0.0) -> Tensor:
     return (torch.stack([column, row], 1) - 2) / math.sqrt(4 / 3) + std * _normals(n, noise)
 
 
+def heartbeat(n: int, noise: Noise, *, length: int = 20, period: int = 5) -> Tensor:
+    """Binary sequences (n, length), float32, with a one every `period` places at a random phase.
+
+    There are `period` of them: the entropy is log2(period), 2.32 bits. Source: Sohl-Dickstein et al. 2015, arXiv 1503.03585,
+    section 3.1.2.
+    """
+    phase = (noise.uniform((n, 1), stream="law/place") * period).floor()
+    return (torch.arange(length) % period == phase).float()
+
+
 def _normals(n: int, noise: Noise) -> Tensor:
     return noise.normal((n, 2), stream="law/noise", dtype=torch.float64)
 
@@ -146,6 +156,10 @@ class Table:
         """Rows at `indices` as {"x": float64 (B, D) in the data's own units}; not encoded."""
         return {"x": torch.from_numpy(self.values[np.asarray(indices, dtype=np.int64)])}
 
+    def require_labels(self) -> NDArray[np.int64]:
+        """Raises InputError: rows have no labels."""
+        raise InputError("the table has no labels; set condition: null")
+
     def with_contract(self, contract: Contract) -> Table:
         """The same rows under another contract (a trained model's); InputError when the columns differ."""
         if contract.shape != self.contract.shape:
@@ -171,12 +185,17 @@ class Table:
 
 
 def table(values: NDArray[np.floating[Any]], columns: Sequence[str] | None = None) -> Table:
-    """A Table of values (N, D), standardised by column; InputError for NaN, fewer than two rows or constant data."""
+    """A Table of values (N, D); InputError for NaN, fewer than two rows or constant data.
+
+    Columns are standardised; a table of zeros and ones alone is binary data, with two levels.
+    """
     if values.ndim != 2 or values.shape[1] < 1:
         raise InputError(f"values have shape {values.shape}; give rows and columns, (N, D)")
     if len(values) < 2:
         raise InputError(f"the table has {len(values)} row(s); at least 2 are needed to learn anything")
     wide = np.ascontiguousarray(values, np.float64)
+    if bool(np.isin(wide, (0, 1)).all()):
+        return Table(wide, fit(wide, levels=2, channels=tuple(columns) if columns is not None else _names(wide.shape[1])))
     names = tuple(columns) if columns is not None else _names(wide.shape[1])
     if len(bad := np.argwhere(~np.isfinite(wide))):
         row, column = (int(i) for i in bad[0])
@@ -189,10 +208,10 @@ def _names(columns: int) -> tuple[str, ...]:
 
 
 def load_table(source: str | os.PathLike[str], *, rows: int = ROWS, std: float | None = None, seed: int = 0) -> Table:
-    """The table of a source: a law of `DISTRIBUTIONS` by name (`rows` draws, noise `std`), a .csv, a .npy or an .npz.
+    """The table of a source: a .csv, a .npy, an .npz, or a law of `DISTRIBUTIONS` or "heartbeat" by name.
 
-    A CSV has one row per line, separated by commas, semicolons, tabs or spaces, with or without a line of column names. An
-    .npz holds one array. InputError, one line, for unusable data.
+    Of a law `rows` are drawn, with noise `std`. A CSV has one row per line, separated by commas, semicolons, tabs or spaces, with
+    or without a line of column names. An .npz holds one array. InputError, one line, for unusable data.
     """
     name = os.fspath(source)
     if name in DISTRIBUTIONS:
@@ -200,9 +219,11 @@ def load_table(source: str | os.PathLike[str], *, rows: int = ROWS, std: float |
             raise InputError(f"rows={rows}, std={std}: draw at least 2 rows, with noise of at least 0")
         options = {} if std is None else {"std": std}
         return table(DISTRIBUTIONS[name](rows, Noise(seed), **options).numpy(), ("x", "y"))
+    if name == "heartbeat":
+        return table(heartbeat(rows, Noise(seed)).numpy())
     path = Path(name)
     if path.suffix not in (".csv", ".txt", ".tsv", ".npy", ".npz") or not path.is_file():
-        known = ", ".join(DISTRIBUTIONS)
+        known = ", ".join([*DISTRIBUTIONS, "heartbeat"])
         raise InputError(f"data={name!r} is no file ending in .csv, .npy or .npz, and not one of {known}; check the path")
     if path.suffix in (".npy", ".npz"):
         return table(_array(path))
@@ -254,3 +275,12 @@ def _numbers(cells: list[str]) -> list[float] | None:
         return [float(cell) for cell in cells]
     except ValueError:
         return None
+
+
+def describe(data: Table) -> str:
+    """One paragraph for the user: count, columns, range, transform."""
+    low, high = data.values.min(0), data.values.max(0)
+    columns = [f"{name} {a:.3g} … {b:.3g}" for name, a, b in zip(data.contract.channels, low, high, strict=True)]
+    shown = ", ".join(columns[:8]) + (", …" if len(columns) > 8 else "")
+    transform = "zeros and ones" if data.contract.levels else "standardised by column"
+    return f"{len(data):,} rows of {len(columns)} column{'s' if len(columns) > 1 else ''} ({shown}), {transform}."

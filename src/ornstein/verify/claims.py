@@ -101,6 +101,7 @@ CLAIMS: dict[str, Claim] = {
     },
     "adams(v, 3, predictor)": Claim(samplers.adams, 3, options={"order": 3, "correct": False}, usual="vp_time"),
     "sa_solver(2, 2)": Claim(samplers.sa_solver, 2),
+    "annealed_langevin": Claim(samplers.annealed_langevin, 0.5, options={"steps": 2}),
     "sa_solver(2, 2, tau=0)": Claim(samplers.sa_solver, 3, options={"tau": 0.0}, constants=True),
 }
 """Every member of `samplers.ALL`, in the variants people use, with its declared order."""

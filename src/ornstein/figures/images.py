@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, the strip of a forward and a reverse run, the loss curve."""
+"""Pictures of images: grids of samples, the strip of a forward and a reverse run; and of loss curves and plans."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from ornstein.calibration import Pairs, shares_of, table_of
 from ornstein.contract import Contract
 from ornstein.denoiser import Denoises
+from ornstein.figures.canvas import blank, save
+from ornstein.figures.vectors import deviation, even_times
 from ornstein.files import write_atomic
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
@@ -48,41 +50,22 @@ def image_grid(images: Tensor, contract: Contract, path: str | Path, *, columns:
 
 def strip(system: System, data: Tensor, path: str | Path, *, cond: CondInput = None, shown: int = 9, seed: int = 0) -> None:
     """Two pictures in one: data (n, *) on their way to noise (upper rows), and samples on their way back (lower rows)."""
-    process, noise = system.denoiser.process, Noise(seed)
+    process, noise, sigma_data = system.denoiser.process, Noise(seed), system.denoiser.sigma_data
     x0 = system.contract.encode(data)
-    times = _even_times(system, 4 * (shown - 1))
+    times = even_times(process, sigma_data, 4 * (shown - 1))
     eps = noise.normal(x0.shape, stream="figure")
-    forward = [process.corrupt(x0, t, eps) / _scale(system, t) for t in (None, *reversed(times[::4]))]
+    forward = [process.corrupt(x0, t, eps) / deviation(process, t, sigma_data) for t in (None, *reversed(times[::4]))]
     seen = Trajectory()
     system.sample(len(data), cond=cond, sampler=ddim(process, len(times), times), noise=noise, after=seen)
-    backward = [process.prior(x0.shape, noise) / _scale(system, 1.0)]
-    backward += [seen.states[k].cpu() / _scale(system, seen.times[k]) for k in range(3, len(times), 4)]
+    backward = [process.prior(x0.shape, noise) / deviation(process, 1.0, sigma_data)]
+    backward += [seen.states[k].cpu() / deviation(process, seen.times[k], sigma_data) for k in range(3, len(times), 4)]
     rows = torch.cat([torch.stack(forward, 1), torch.stack(backward, 1)]).flatten(0, 1)
     image_grid(system.contract.decode(rows), system.contract, path, columns=shown)
 
 
-def _even_times(system: System, n: int) -> tuple[float, ...]:
-    """n times falling from 1, at equal steps of the angle atan(noise/signal): every step changes what one sees alike."""
-    process, sigma_data = system.denoiser.process, system.denoiser.sigma_data
-    widest = math.atan(min(math.exp(float(process.log_ratio(1.0))) / sigma_data, 1e6))
-    angles = widest * (1 - torch.arange(n, dtype=torch.float64) / n)
-    times = process.time_of(torch.log(torch.tan(angles) * sigma_data)).clamp(min=process.t_min)
-    return (1.0, *times[1:].tolist())
-
-
-def _scale(system: System, t: float | None) -> float:
-    """Standard deviation of x_t over that of the data, so that tiles of all times share one grey scale."""
-    alpha, sigma = (float(m) for m in system.denoiser.process.moments(t))
-    return math.sqrt(alpha**2 + (sigma / system.denoiser.sigma_data) ** 2)
-
-
 def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
     """Training and validation loss against the step, from the rows of log.csv."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7, 3.5)
     axes = figure.add_subplot()
     for key, label in (("loss", "training"), ("validation", "held out (averaged weights)")):
         points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
@@ -98,8 +81,7 @@ def loss_curve(rows: list[dict[str, str]], path: str | Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()
-    with write_atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+    save(figure, path)
 
 
 def calibration_picture(
@@ -121,12 +103,8 @@ def plan_picture(plan: Plan, process: GaussianProcess, path: str | Path) -> None
     Left the noise level log(sigma/alpha) of every call; right the weight of every answer D_i in what call k (row) hands on,
     both plans written for x0 and divided by the step's weight for a constant x0, so that every row of DPM-Solver++ sums to 1.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     plans = {plan.name: plan, "DPM-Solver++(2M)": dpm_solver_pp(process, plan.calls)}
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(13, 4)
     axes = figure.subplots(1, 3)
     for (name, one), marker, place in zip(plans.items(), ("o", "s"), axes[1:], strict=True):
         table = table_of(one, process)
@@ -144,8 +122,7 @@ def plan_picture(plan: Plan, process: GaussianProcess, path: str | Path) -> None
     axes[0].set(xlabel="call", ylabel="log(sigma/alpha)", title="noise levels")
     axes[0].grid(alpha=0.3)
     axes[0].legend()
-    with write_atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save(figure, path, dpi=110)
 
 
 def _save(picture: NDArray[np.uint8], path: str | Path) -> None:
