@@ -74,17 +74,18 @@ def _plan(path: Path, out: Path | None) -> None:
 
 @app.command(name="list")
 def list_() -> None:
-    """List recipes, samplers, processes and time grids."""
-    from ornstein import config, grid, process, samplers
+    """List recipes, samplers, processes, time grids and figures."""
+    from ornstein import config, figures, grid, process, samplers
 
     print("recipes")
     for name in config.bundled():
-        print(f"  {name:<12} {config.load_recipe(name).description}")
+        print(f"  {name:<16} {config.load_recipe(name).description}")
     tables: dict[str, dict[str, object]] = {
         "samplers": dict(samplers.ALL),
         "samplers that choose their own steps": dict(samplers.ADAPTIVE),
         "processes": dict(process.ALL),
         "grids": dict(grid.GRIDS),
+        "figures": dict(figures.GALLERY),
     }
     for title, table in tables.items():
         print(title)

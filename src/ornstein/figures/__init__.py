@@ -1,6 +1,23 @@
 """Pictures: samples, the way to noise and back, loss curves, plans, and the figures of the lecture notes by name."""
 
+from ornstein.figures.animate import ANIMATIONS, write_gif
+from ornstein.figures.canvas import save
+from ornstein.figures.gallery import GALLERY, Scene
 from ornstein.figures.images import calibration_picture, image_grid, loss_curve, plan_picture, strip
 from ornstein.figures.vectors import POINTS, journey, rows_picture
 
-__all__ = ["POINTS", "calibration_picture", "image_grid", "journey", "loss_curve", "plan_picture", "rows_picture", "strip"]
+__all__ = [
+    "ANIMATIONS",
+    "GALLERY",
+    "POINTS",
+    "Scene",
+    "calibration_picture",
+    "image_grid",
+    "journey",
+    "loss_curve",
+    "plan_picture",
+    "rows_picture",
+    "save",
+    "strip",
+    "write_gif",
+]

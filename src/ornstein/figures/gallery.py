@@ -18,6 +18,7 @@ from ornstein.process import VE, VP, Chain, Cosine, GaussianProcess, Rectified, 
 from ornstein.samplers import (
     ALL,
     COOLING,
+    Annealed,
     Overdamped,
     Trajectory,
     Underdamped,
@@ -48,13 +49,17 @@ class Scene:
     data: Tensor | None = None
 
 
+def roll_parts(scene: Scene) -> tuple[Denoises, Tensor, float]:
+    """The denoiser of `swiss_roll`, its data (n, 2) and their standard deviation: of the model if there is one, or of the law."""
+    denoiser: Denoises = scene.model if scene.model is not None else scene.law(VP())
+    data = scene.data if scene.data is not None else scene.law(VP()).sample(POINTS, scene.noise)
+    return denoiser, data[:POINTS].float(), float(data.std())
+
+
 def swiss_roll(scene: Scene) -> Figure:
     """Three rows: data on their way to noise, samples on their way back, and the drift that drives them (any law or model)."""
-    denoiser: Denoises = scene.model if scene.model is not None else scene.law(VP())
-    data = scene.data
-    if data is None:
-        data = scene.law(VP()).sample(POINTS, scene.noise)
-    return three_rows(denoiser, data[:POINTS].float(), scene.noise, sigma_data=float(data.std()))
+    denoiser, data, sigma_data = roll_parts(scene)
+    return three_rows(denoiser, data, scene.noise, sigma_data=sigma_data)
 
 
 def density(axes: Axes, law: MixtureDenoiser, t: float | None, limit: float, side: int = 160) -> None:
@@ -104,12 +109,11 @@ def trap_law(process: GaussianProcess) -> MixtureDenoiser:
     return MixtureDenoiser(means, torch.ones(2), torch.tensor([0.2, 0.8], dtype=torch.float64), process)
 
 
-def score_trap(scene: Scene, chains: int = 1500) -> Figure:
-    """Plain against annealed Langevin dynamics from a uniform box: between the modes the score says nothing of their weights."""
-    process = VE(0.1, 15.0)
+def trap_runs(scene: Scene, chains: int) -> tuple[MixtureDenoiser, list[Tensor], list[Tensor]]:
+    """The law, and the chains (n, 2) of plain (every tenth step) and of annealed dynamics, from a uniform box; 300 scores."""
+    process, calls = VE(0.1, 15.0), 300
     law = trap_law(process)
     box = _BOX * (2 * scene.noise.uniform((chains, 2), stream="box") - 1)
-    calls = 300
 
     def gradient(x: Tensor) -> Tensor:
         return -law(x, 0.0).score
@@ -120,12 +124,18 @@ def score_trap(scene: Scene, chains: int = 1500) -> Figure:
     seen = Trajectory()
     start = box / _BOX * process.prior_std
     sample(law, annealed_langevin(process, calls + 1), start=start, noise=scene.noise, after=seen)
+    return law, [box, *plain], [start, *seen.states]
+
+
+def score_trap(scene: Scene, chains: int = 1500) -> Figure:
+    """Plain against annealed Langevin dynamics from a uniform box: between the modes the score says nothing of their weights."""
+    law, plain, moved = trap_runs(scene, chains)
     figure = blank(13, 4)
     panels = figure.subplots(1, 4)
     clouds = (
         ("data", law.sample(chains, scene.noise), DATA),
         ("plain Langevin", plain[-1], SAMPLES),
-        ("annealed", seen.states[-1], ACCENT),
+        ("annealed", moved[-1], ACCENT),
     )
     for axes, (name, x, colour) in zip(panels, clouds, strict=False):
         density(axes, law, 0.0, 9.0)
@@ -134,9 +144,9 @@ def score_trap(scene: Scene, chains: int = 1500) -> Figure:
         axes.set_title(f"{name}: {100 * share:.0f} % left, {100 * (1 - share):.0f} % right", fontsize=10)
         plane(axes, 9.0)
     left = [(float((x.sum(1) < 0).double().mean())) for x in plain]
-    annealed = [float((x.sum(1) < 0).double().mean()) for x in seen.states]
-    panels[3].plot([10 * (k + 1) for k in range(len(left))], left, color=SAMPLES, label="plain")
-    panels[3].plot(range(1, len(annealed) + 1), annealed, color=ACCENT, label="annealed")
+    annealed = [float((x.sum(1) < 0).double().mean()) for x in moved]
+    panels[3].plot([10 * k for k in range(len(left))], left, color=SAMPLES, label="plain")
+    panels[3].plot(range(len(annealed)), annealed, color=ACCENT, label="annealed")
     panels[3].axhline(0.2, color=DATA, linestyle="--", label="truth")
     panels[3].set(
         ylim=(0, 0.65), xlabel="score evaluations", ylabel="share of chains in the left half", title="weight of the left mode"
@@ -176,7 +186,7 @@ def sde_and_flow(scene: Scene, paths: int = 12, steps: int = 300) -> Figure:
     return figure
 
 
-_COMPARED = ("ddim", "heun", "dpm_solver_pp", "unipc", "ancestral")
+_COMPARED = ("ddim", "dpm_solver_pp", "unipc", "adams", "ancestral")
 _CALLS = (5, 10, 50)
 
 
@@ -241,37 +251,45 @@ def schedules(scene: Scene) -> Figure:
     return figure
 
 
+def wells_runs(scene: Scene, steps: int, runs: int, kept: int) -> tuple[Annealed, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Runs cooled geometrically from T = 1 to 0.08 in so many steps, the wells, and the energy on a grid (x, y, U)."""
+    wells = tilted_wells_minima()
+    start = 3.5 * (2 * scene.noise.uniform((runs, 2), stream="box") - 1) + wells[0]
+    ladder = COOLING["geometric"](steps, 1.0, 0.08)
+    found = anneal(tilted_wells, start, ladder, dynamics=Underdamped(0.15), noise=scene.noise, keep=max(1, steps // kept))
+    line = torch.linspace(-_VIEW, _VIEW, 220, dtype=torch.float64)
+    x, y = torch.meshgrid(line, line, indexing="xy")
+    return found, wells, (x, y, tilted_wells(torch.stack([x.flatten(), y.flatten()], 1)).reshape(220, 220))
+
+
+_VIEW = 4.4
+
+
 def annealing(scene: Scene, runs: int = 100) -> Figure:
     """Simulated annealing on an energy of 25 wells: slow cooling finds the lowest, fast cooling freezes where it is."""
     budgets = (30, 100, 300, 1000, 3000, 10_000, 30_000)
-    wells = tilted_wells_minima()
-    start = 3.5 * (2 * scene.noise.uniform((runs, 2), stream="box") - 1) + wells[0]
     figure = blank(14, 4.4)
     panels = figure.subplots(1, 3)
-    limit = 4.4
-    line = torch.linspace(-limit, limit, 220, dtype=torch.float64)
-    x, y = torch.meshgrid(line, line, indexing="xy")
-    height = tilted_wells(torch.stack([x.flatten(), y.flatten()], 1)).reshape(220, 220)
-    found = []
+    ended: list[float] = []
+    met: list[float] = []
     for steps in budgets:
-        ladder = COOLING["geometric"](steps, 1.0, 0.08)
-        result = anneal(tilted_wells, start, ladder, dynamics=Underdamped(0.15), noise=scene.noise, keep=max(1, steps // 200))
-        end = result.states[-1]
-        hit = torch.cdist(end, wells).argmin(1) == 0
-        found.append(float(hit.double().mean()))
+        found, wells, (x, y, height) = wells_runs(scene, steps, runs, 200)
+        end = found.states[-1]
+        for shares, places in ((ended, end), (met, found.best)):
+            shares.append(float((torch.cdist(places, wells).argmin(1) == 0).double().mean()))
         if steps in (budgets[0], budgets[-1]):
             axes = panels[0 if steps == budgets[0] else 1]
             axes.contourf(x, y, height, levels=24, cmap="Greys", alpha=0.75)
             for run in range(12):
-                axes.plot(*result.states[:, run].T, linewidth=0.6, color=DATA, alpha=0.7)
+                axes.plot(*found.states[:, run].T, linewidth=0.6, color=DATA, alpha=0.6)
             axes.scatter(*end.T, s=16, color=SAMPLES, zorder=3)
             axes.scatter(*wells[0], s=180, marker="*", color="gold", edgecolors="k", zorder=4)
-            axes.set_title(f"{steps} steps of cooling: {100 * found[-1]:.0f} % end in the lowest well")
-            plane(axes, limit)
-    panels[2].plot(budgets, found, marker="o", color=ACCENT)
-    panels[2].set(
-        xscale="log", ylim=(0, 1.03), xlabel="cooling time (gradients)", title="share of 100 runs that end in the lowest well"
-    )
+            axes.set_title(f"{steps:,} steps of cooling: {100 * ended[-1]:.0f} % end in the lowest well")
+            plane(axes, _VIEW)
+    panels[2].plot(budgets, ended, marker="o", color=ACCENT, label="end in it")
+    panels[2].plot(budgets, met, marker="o", color=DATA, linestyle="--", label="met it on the way")
+    panels[2].set(xscale="log", ylim=(0, 1.03), xlabel="cooling time (gradients)", title=f"share of {runs} runs, lowest well")
+    panels[2].legend()
     panels[2].grid(alpha=0.3)
     return figure
 
