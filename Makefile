@@ -43,6 +43,11 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	for part in mixtures harmless noise; do $(BIN)/python benchmarks/calibration.py --part $$part || exit 1; done
 	$(BIN)/ornstein calibrate runs/mnist-bench/ornstein --calls 5,8,10
 	$(BIN)/python benchmarks/calibration.py --part net --model runs/mnist-bench/ornstein
+	for part in variance learned; do $(BIN)/python benchmarks/matching.py --part $$part || exit 1; done
+	$(BIN)/python benchmarks/ncsn.py --part digits
+	for part in stationary friction annealing; do $(BIN)/python benchmarks/langevin.py --part $$part || exit 1; done
+	for part in equal own bad nonlinear; do $(BIN)/python benchmarks/own_process.py --part $$part || exit 1; done
+	for part in identity roll40 roll200 heartbeat; do $(BIN)/python benchmarks/dpm2015.py --part $$part || exit 1; done
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ornstein import MLP, VE, Denoiser, Noise
-from ornstein.denoiser import Denoises
 from ornstein.files import write_json
 from ornstein.losses import MatchingLoss, score_at
 from ornstein.losses.matching import DIRECTIONS, Score, sliced
 from ornstein.process.gaussian import Time
 from ornstein.progress import track
+from ornstein.samplers import annealed_langevin, sample
 from ornstein.testing import MixtureDenoiser
 
 F64 = torch.float64
@@ -170,6 +170,8 @@ def plain(steps: int, batch: int) -> Plain:
     return net.eval()
 
 
+CALLS = 1001
+"""Scores of the annealed dynamics."""
 LEARNERS: dict[str, Callable[[], Denoiser | Plain]] = {
     "denoising": lambda: conditional("denoising", 10_000, 1024),
     "sliced": lambda: plain(12_000, 512),
@@ -197,18 +199,6 @@ def plain_langevin(score: Score, chains: int, steps: int = 500, size: float = 0.
     for k in track(range(steps), steps, "plain Langevin"):
         x = x + 0.5 * size * score(x) + math.sqrt(size) * Noise(21).normal(x.shape, step=k)
     return x
-
-
-@torch.no_grad()
-def annealed_langevin(denoiser: Denoises, chains: int, levels: int = 30, steps: int = 60, part: float = 0.2) -> Tensor:
-    """Plain dynamics at geometric levels of `PROCESS` with a = part·sigma², then x + sigma² s at the last; (chains, 2)."""
-    x = PROCESS.prior((chains, 2), Noise(22))
-    for i in track(range(levels), levels, "annealed Langevin"):
-        t = 1 - i / (levels - 1)
-        size = part * float(PROCESS.moments(t)[1]) ** 2
-        for k in range(steps):
-            x = x + 0.5 * size * denoiser(x, t).score + math.sqrt(size) * Noise(23).normal(x.shape, step=i * steps + k)
-    return denoiser(x, 0.0).x0
 
 
 def shares(x: Tensor) -> dict[str, float]:
@@ -248,7 +238,9 @@ def learned(n: int) -> Rows:
     plain_scores: dict[str, Score] = {"exact": exact_score, "sliced": nets["sliced"]}
     runs = [("plain", name, plain_langevin(score, n)) for name, score in plain_scores.items()]
     conditionals = {"exact": oracle, **{name: net for name, net in nets.items() if isinstance(net, Denoiser)}}
-    runs += [("annealed", name, annealed_langevin(denoiser, n)) for name, denoiser in conditionals.items()]
+    plan = annealed_langevin(PROCESS, CALLS)
+    for name, denoiser in conditionals.items():
+        runs.append(("annealed", name, sample(denoiser, plan, shape=(n, 2), noise=Noise(22), progress=True)))
     for dynamics, name, x in runs:
         found = shares(x)
         print(

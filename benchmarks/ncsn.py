@@ -43,7 +43,7 @@ from ornstein.samplers import Plan, annealed_langevin
 from ornstein.system import System
 from ornstein.train import train
 
-STEPS, N, SEEDS = 1500, 1000, (0, 1, 2)
+STEPS, N, SEEDS = 800, 1000, (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def digits() -> dict[str, object]:
         print(f"{name:<54}{shown}{np.mean(found):10.2f}{seconds:8.0f}  {note}", flush=True)
         rows.append({"name": name, "frechet": found, "mean": float(np.mean(found)), "seconds": seconds, "note": note})
 
-    print(f"{'without technique':<54}{'classifiers 0, 1, 2':>28}{'mean':>10}{'train s':>8}")
+    print(f"{'without technique':<54}{'classifiers 0, 1, 2':>28}{'mean':>10}{'train s':>8}", flush=True)
     tell("held-out digits (359)", distances(extract, others, real), 0.0)
     tell("Gaussian fitted to the training digits", distances(extract, gaussian, real), 0.0)
     trained: dict[tuple[str, ...], tuple[System, float]] = {}

@@ -26,6 +26,7 @@ _HOME = {
     "Rectified": "process",
     "Chain": "process",
     "LinearSDE": "process",
+    "SDE": "process",
     "GaussianProcess": "process",
     "Denoiser": "denoiser",
     "Prediction": "denoiser",
@@ -34,6 +35,7 @@ _HOME = {
     "DenoisingLoss": "losses",
     "Times": "losses",
     "LossAware": "losses",
+    "MatchingLoss": "losses",
     "bound": "losses",
     "Discretised": "losses",
     "Plan": "samplers",
@@ -41,6 +43,8 @@ _HOME = {
     "Trajectory": "samplers",
     "sample": "samplers",
     "sample_adaptive": "samplers",
+    "sample_boltzmann": "samplers",
+    "anneal": "samplers",
     "calibrate": "calibration",
     "ClassifierFree": "guidance",
     "log_prob": "likelihood",
@@ -59,6 +63,7 @@ _MODULES = ("grid", "losses", "metrics", "nets", "process", "samplers", "testing
 __all__ = [
     "EDM",
     "MLP",
+    "SDE",
     "VE",
     "VP",
     "Chain",
@@ -74,6 +79,7 @@ __all__ = [
     "InputError",
     "LinearSDE",
     "LossAware",
+    "MatchingLoss",
     "Noise",
     "Plan",
     "Prediction",
@@ -85,6 +91,7 @@ __all__ = [
     "Trajectory",
     "UNet",
     "__version__",
+    "anneal",
     "bits_per_dim",
     "bound",
     "calibrate",
@@ -99,6 +106,7 @@ __all__ = [
     "process",
     "sample",
     "sample_adaptive",
+    "sample_boltzmann",
     "samplers",
     "slerp",
     "testing",
@@ -112,12 +120,12 @@ if TYPE_CHECKING:
     from ornstein.files import InputError
     from ornstein.guidance import ClassifierFree
     from ornstein.likelihood import bits_per_dim, decode, encode, log_prob, slerp
-    from ornstein.losses import DenoisingLoss, Discretised, LossAware, Times, bound
+    from ornstein.losses import DenoisingLoss, Discretised, LossAware, MatchingLoss, Times, bound
     from ornstein.model import load
     from ornstein.nets import MLP, UNet
     from ornstein.noise import Noise
-    from ornstein.process import EDM, VE, VP, Chain, Cosine, GaussianProcess, LinearSDE, Rectified, SubVP
-    from ornstein.samplers import Plan, Row, Trajectory, sample, sample_adaptive
+    from ornstein.process import EDM, SDE, VE, VP, Chain, Cosine, GaussianProcess, LinearSDE, Rectified, SubVP
+    from ornstein.samplers import Plan, Row, Trajectory, anneal, sample, sample_adaptive, sample_boltzmann
     from ornstein.system import System
 
 

@@ -15,7 +15,7 @@ from ornstein.contract import Contract
 from ornstein.denoiser import Denoiser
 from ornstein.files import InputError
 from ornstein.grid import GRIDS
-from ornstein.losses import DenoisingLoss, Discretised, GaussianDecoder, LossAware, Times
+from ornstein.losses import DenoisingLoss, Discretised, GaussianDecoder, LossAware, MatchingLoss, Times
 from ornstein.nets import LevelFree
 from ornstein.process import GaussianProcess
 from ornstein.system import System
@@ -79,7 +79,7 @@ def seeded(recipe: Recipe, make: Callable[[], T]) -> T:
         return make()
 
 
-def _loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_data: float) -> DenoisingLoss:
+def _loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_data: float) -> DenoisingLoss | MatchingLoss:
     config = recipe.loss
     times = (
         LossAware()
@@ -99,6 +99,10 @@ def _loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_da
         raise InputError(f"loss.times='discrete' needs process: {{name: chain}}, not {recipe.process.name}; use 'uniform'")
     if config.hybrid and not (recipe.learned_variance and isinstance(process, processes.Chain)):
         raise InputError(f"loss.hybrid={config.hybrid} needs learned_variance: true and process: {{name: chain}}; set it to 0")
+    if config.objective != "denoising":
+        weighting = "sigma2" if config.weighting == "simple" else config.weighting
+        given = {"objective": config.objective, "weighting": weighting, "times": times}
+        return called(MatchingLoss, {**given, "directions": config.directions, "slices": config.slices}, "loss")
     quantised = contract.levels is not None and contract.bounds is not None
     decoder = Discretised(contract.levels or 2, *(contract.bounds or (-1, 1))) if quantised else GaussianDecoder()
     return called(

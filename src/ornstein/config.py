@@ -63,8 +63,15 @@ class NetConfig(_Strict):
 
 
 class LossConfig(_Strict):
-    """The denoising loss: see `losses.DenoisingLoss` and `losses.Times`. `loss_aware` draws t where the loss is large."""
+    """The denoising loss: see `losses.DenoisingLoss` and `losses.Times`. `loss_aware` draws t where the loss is large.
 
+    Another `objective` than denoising is score matching without the noise being told: see `losses.MatchingLoss`, whose
+    weightings are sigma2 (which "simple" means there), likelihood and none.
+    """
+
+    objective: str = "denoising"
+    directions: str = "rademacher"
+    slices: int = Field(default=1, ge=1)
     weighting: str = "simple"
     times: str = "uniform"
     mean: float = -1.2

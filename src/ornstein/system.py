@@ -15,7 +15,7 @@ from ornstein.files import InputError
 from ornstein.grid import log_snr
 from ornstein.guidance import ClassifierFree
 from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
-from ornstein.losses import Bound, DenoisingLoss, Discretised, bound
+from ornstein.losses import Bound, DenoisingLoss, Discretised, MatchingLoss, bound
 from ornstein.noise import Noise
 from ornstein.samplers import Adaptive, Draws, Hook, LangevinCorrector, Plan, Solver, default_plan, sample, sample_adaptive
 
@@ -38,7 +38,7 @@ class System:
 
     contract: Contract
     denoiser: Denoiser
-    loss_function: DenoisingLoss
+    loss_function: DenoisingLoss | MatchingLoss
     plan: Plan | None = None
     condition: str | None = None
     condition_dropout: float = 0.0
