@@ -36,7 +36,8 @@ def worker(out: Path, steps: int) -> None:
     import torch
 
     from ornstein import config
-    from ornstein.evaluate import divide, load_data
+    from ornstein.evaluate import divide
+    from ornstein.kinds import load_data
     from ornstein.train import engine
 
     torch.set_num_threads(1)
@@ -49,7 +50,7 @@ def worker(out: Path, steps: int) -> None:
 
     engine.Progress = Recording  # type: ignore[misc]
     recipe = config.override(config.Recipe(), [*SETTINGS, f"train.steps={steps}"])
-    training, held = divide(recipe.data, load_data(recipe.data))
+    training, held = divide(recipe.data, load_data(recipe))
     engine.train(recipe, training, held, training.contract, out, device="cpu", progress=False)
     if int(os.environ.get("RANK", "0")) == 0:
         (out / "losses.json").write_text(json.dumps(losses))

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ornstein import model
-from ornstein.evaluate import divide, load_data
+from ornstein.evaluate import divide
 from ornstein.image.data import ImageData
+from ornstein.kinds import load_data
 from ornstein.noise import Noise
 from ornstein.samplers import ADAPTIVE, RK45, default_plan, sample_adaptive
 from tiny import Ended, Run
@@ -31,7 +32,7 @@ def arrays(path: str) -> dict[str, np.ndarray]:
 
 def held_out(directory: Path) -> ImageData:
     recipe = model.read_recipe(directory)
-    data = divide(recipe.data, load_data(recipe.data))[1]
+    data = divide(recipe.data, load_data(recipe))[1]
     assert data is not None
     return data
 

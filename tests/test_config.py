@@ -15,8 +15,15 @@ from ornstein import config, model
 from ornstein.files import InputError
 from ornstein.image.data import from_arrays
 from ornstein.noise import Noise
+from ornstein.vector import load_table
 
-SHAPES = {"digits": (1, 8), "mnist": (1, 28), "faces": (1, 32), "flowers": (3, 32), "cifar10": (3, 32), "cifar10-small": (3, 32)}
+SHAPES = {
+    "digits": (1, 8), "mnist": (1, 28), "faces": (1, 32), "flowers": (3, 32), "cifar10": (3, 32), "cifar10-small": (3, 32),
+    "ncsn-digits": (1, 8), "ncsn-mnist": (1, 28),
+}  # fmt: skip
+TABLES = {
+    "swiss_roll", "eight_gaussians", "moons", "pinwheel", "checkerboard", "points", "dpm-swiss_roll", "dpm-heartbeat",
+}  # fmt: skip
 
 
 def refusal(settings: list[str]) -> str:
@@ -83,7 +90,7 @@ def test_yaml_round_trip_of_any_recipe(
 
 
 def test_every_bundled_recipe_has_a_shape_here() -> None:
-    assert set(config.bundled()) == set(SHAPES)
+    assert set(config.bundled()) == set(SHAPES) | TABLES
 
 
 @pytest.mark.parametrize("name", config.bundled())
@@ -95,7 +102,19 @@ def test_bundled_recipes_survive_yaml(name: str, tmp_path: Path) -> None:
     assert recipe.description
 
 
-@pytest.mark.parametrize("name", config.bundled())
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_bundled_recipes_of_tables_build_a_system_that_learns_and_samples(name: str) -> None:
+    recipe = config.override(config.load_recipe(name), ["net.options.width=8", "net.options.depth=1"])
+    data = load_table("swiss_roll" if name == "points" else recipe.data.source, rows=16)
+    system = model.build(recipe, data.contract)
+    losses = system.loss(data.batch(range(4)), Noise(0))
+    assert losses.shape == (4,)
+    assert bool(losses.isfinite().all())
+    if name != "dpm-heartbeat":  # whose chain has 2000 steps
+        assert system.sample(3, noise=Noise(0)).shape == (3, *data.contract.shape)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
 def test_bundled_recipes_build_a_system_that_learns_and_samples(name: str) -> None:
     channels, side = SHAPES[name]
     recipe = config.override(config.load_recipe(name), ["net.options.width=8"])

@@ -15,8 +15,9 @@ import torch
 
 from ornstein import config, model
 from ornstein.config import Recipe
-from ornstein.evaluate import divide, load_data
+from ornstein.evaluate import divide
 from ornstein.image.data import ImageData
+from ornstein.kinds import load_data
 from ornstein.system import System
 from ornstein.train import train
 
@@ -38,7 +39,7 @@ def recipe(*settings: str) -> Recipe:
 
 def digits(chosen: Recipe) -> tuple[ImageData, ImageData]:
     """(training, held-out) parts of a recipe's data."""
-    training, held = divide(chosen.data, load_data(chosen.data))
+    training, held = divide(chosen.data, load_data(chosen))
     assert held is not None
     return training, held
 

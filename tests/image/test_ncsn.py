@@ -122,7 +122,9 @@ def test_steps_per_level_are_what_the_calls_allow() -> None:
         rate = best_rate(1.3, steps)
         assert f"{steps} steps per level with step size {rate:.3g} sigma²" in found.why
         assert f"{100 * (steady_variance(rate, 1.3, steps) - 1):.0f} %" in found.why
-        assert all(steady_variance(rate, 1.3, steps) <= steady_variance(r, 1.3, steps) for r in torch.linspace(0.05, 0.95, 19).tolist())
+        assert all(
+            steady_variance(rate, 1.3, steps) <= steady_variance(r, 1.3, steps) for r in torch.linspace(0.05, 0.95, 19).tolist()
+        )
 
 
 # --- the recipe
@@ -162,7 +164,7 @@ def test_what_ncsn_does_not_go_with(changes: list[str], run: Run) -> None:
     ended = run("train", "ncsn-digits", *QUICK, *[part for change in changes for part in ("--set", change)], "--out", "w")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "system='ncsn'" in ended.err
-    with pytest.raises(InputError, match="sigma_max 0.01 must lie above sigma_min 0.02"):
+    with pytest.raises(InputError, match=r"sigma_max 0\.01 must lie above sigma_min 0\.02"):
         ncsn.prepare(recipe("process.options.sigma_max=0.01"), data)
 
 

@@ -157,7 +157,9 @@ def test_a_table_is_measured(run: Run, made: Path) -> None:
     normal = 0.5 * math.log(2 * math.pi * math.e)  # of a standard normal, which the model still is
     assert values["nats_per_dim (flow)"] == pytest.approx(normal, abs=0.25)
     assert values["nats_per_dim"] > values["nats_per_dim (flow)"] - 0.5
-    refused(run("evaluate", folder, "-n", 40, "--data", people(Path("two.csv"), columns=2), "--quiet"), "2 columns", "the model 3")
+    refused(
+        run("evaluate", folder, "-n", 40, "--data", people(Path("two.csv"), columns=2), "--quiet"), "2 columns", "the model 3"
+    )
 
 
 def test_latents_of_a_table_lead_back_to_it(run: Run, made: Path) -> None:
@@ -280,7 +282,7 @@ def test_a_chain_sees_zeros_and_ones_or_standardised_columns(made: Path) -> None
 )  # fmt: skip
 def test_a_chain_is_its_own_sampler(asked: str, run: Run, made: Path) -> None:
     ended = run("sample", made / "beats", *asked.split(), "--out", "x.npz", "--quiet")
-    refused(ended, asked.split()[0].removeprefix("--"), "dpm2015")
+    refused(ended, asked.split(maxsplit=1)[0].removeprefix("--"), "dpm2015")
     assert not Path("x.npz").exists()
 
 

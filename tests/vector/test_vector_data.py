@@ -273,7 +273,8 @@ def test_laws_by_name_are_drawn_as_asked() -> None:
 
 
 @given(
-    separator=st.sampled_from([",", ";", "\t", " ", ", "]), header=st.booleans(), bom=st.booleans(), newline=st.sampled_from("\n\r"),
+    separator=st.sampled_from([",", ";", "\t", " ", ", "]), header=st.booleans(), bom=st.booleans(),
+    newline=st.sampled_from("\n\r"),
     columns=st.integers(1, 5), form=st.sampled_from(["%.17g", "%d", "%.2f", "%e"]), seed=st.integers(0, 99), blank=st.booleans(),
 )  # fmt: skip
 def test_a_csv_of_any_dialect_holds_its_numbers(

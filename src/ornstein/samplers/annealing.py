@@ -98,6 +98,7 @@ def anneal(
     momenta of size sqrt(T), shrinks by itself, so that for T → 0 the over-damped step becomes gradient descent of size h, and in
     a harmonic well the rate of acceptance does not depend on T at all. Only where U grows faster than a square are hot places
     more curved: choose the step for them. Other arguments, noise streams and errors are those of `sample_boltzmann`.
+    Source: Kirkpatrick, Gelatt and Vecchi 1983.
     """
     ladder = temperatures.to("cpu", torch.float64)
     if ladder.ndim != 1 or len(ladder) == 0 or not bool(((ladder > 0) & (ladder < math.inf)).all()):

@@ -53,11 +53,16 @@ class Kernel(Protocol):
     """
 
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> int:
+        """Numbers per element that the network gives."""
+
     @property
-    def schedule(self) -> str: ...
+    def schedule(self) -> str:
+        """The name in `SCHEDULES` of the default betas."""
+
     @property
-    def differentiable(self) -> bool: ...
+    def differentiable(self) -> bool:
+        """Whether draws have a gradient in the parameters of their law."""
 
     def check(self, x0: Tensor) -> None:
         """ValueError for data that the chain is not for."""
