@@ -35,8 +35,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ornstein.files import write_json
 from ornstein.noise import Noise
 from ornstein.progress import track
-from ornstein.vector.data import swiss_roll, swiss_roll_law
-from ornstein.vector.dpm2015 import DPM, SCHEDULES, dpm, heartbeat
+from ornstein.vector.data import heartbeat, swiss_roll, swiss_roll_law
+from ornstein.vector.dpm2015 import DPM, SCHEDULES, dpm
 
 BITS = math.log(2)
 BATCH = 512

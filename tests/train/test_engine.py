@@ -27,7 +27,7 @@ def current(out: Path) -> dict[str, torch.Tensor]:
     """The weights of a run's state that are not averaged."""
     held = tiny.state(out)["current_model_state"]
     assert isinstance(held, dict)
-    return {name.removeprefix("denoiser.net."): value for name, value in held.items() if name.startswith("denoiser.net.")}
+    return {name.removeprefix("net."): value for name, value in held.items() if name.startswith("net.")}
 
 
 def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:

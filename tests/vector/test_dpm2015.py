@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ornstein.noise import Noise
 from ornstein.process import Chain, gaussian_kl_full
-from ornstein.vector.dpm2015 import DPM, KERNELS, SCHEDULES, Bernoulli, Gaussian, dpm, harmonic_betas, heartbeat, log_snr_betas
+from ornstein.vector.data import heartbeat
+from ornstein.vector.dpm2015 import DPM, KERNELS, SCHEDULES, Bernoulli, Gaussian, dpm, harmonic_betas, log_snr_betas
 
 F64 = torch.float64
 BITS = math.log(2)
