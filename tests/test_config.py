@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ornstein import config, model
 from ornstein.files import InputError
 from ornstein.image.data import from_arrays
+from ornstein.losses import MatchingLoss
 from ornstein.noise import Noise
 from ornstein.vector import load_table
 
@@ -112,6 +113,21 @@ def test_bundled_recipes_of_tables_build_a_system_that_learns_and_samples(name: 
     assert bool(losses.isfinite().all())
     if name != "dpm-heartbeat":  # whose chain has 2000 steps
         assert system.sample(3, noise=Noise(0)).shape == (3, *data.contract.shape)
+
+
+@pytest.mark.parametrize("objective", ["implicit", "sliced", "sliced_vr", "finite_difference"])
+def test_score_matching_is_a_loss_of_recipes(objective: str) -> None:
+    settings = ["net.options.width=8", "net.options.depth=1", f"loss.objective={objective}", "loss.slices=2"]
+    recipe = config.override(config.load_recipe("swiss_roll"), settings)
+    data = load_table("swiss_roll", rows=16)
+    system = model.build(recipe, data.contract)
+    assert isinstance(system.loss_function, MatchingLoss)
+    assert (system.loss_function.objective, system.loss_function.slices) == (objective, 2)
+    assert bool(system.loss(data.batch(range(4)), Noise(0)).isfinite().all())
+    key, value = ("weighting", "edm") if objective == "sliced" else ("directions", "unit_sphere")
+    wrong = config.override(recipe, [f"loss.{key}={value}"])
+    with pytest.raises(InputError, match=f"{key}='{value}'"):
+        model.build(wrong, data.contract)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
