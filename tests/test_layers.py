@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ornstein"
 LAYERS = [
-    {"noise", "operator", "metrics", "files", "nets", "progress", "parallel"},
+    {"noise", "operator", "metrics", "files", "nets", "progress", "parallel", "hardware", "operator"},
     {"process", "grid"},
     {"denoiser", "testing"},
     {"losses", "samplers"},

@@ -224,7 +224,7 @@ def test_draws_of_a_solver_name_their_calls(system: System, counted: Counting) -
     fixed = system.draw(2, sampler=FixedSteps(9), noise=Noise(0))
     assert fixed.calls.tolist() == [9, 9]
     # the recipe's half precision is for plans: no tolerance is met through its rounding
-    half = replace(system, half_precision=True)
+    half = replace(system, precision="bf16")
     assert torch.equal(half.draw(2, sampler=FixedSteps(9), noise=Noise(0)).x0, fixed.x0)
     assert not torch.equal(half.draw(2, sampler=9, noise=Noise(0)).x0, system.draw(2, sampler=9, noise=Noise(0)).x0)
 

@@ -68,7 +68,7 @@ def assemble(
         flip=recipe.data.flip,
         bounds=contract.bounds if recipe.sampler.clip else None,
         threshold=recipe.sampler.threshold,
-        half_precision=recipe.sampler.precision == "bf16",
+        precision=recipe.sampler.precision,
     )
 
 

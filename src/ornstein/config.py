@@ -85,7 +85,8 @@ class LossConfig(_Strict):
 class SamplerConfig(_Strict):
     """The default sampler. `clip` clamps x0 to the data's declared bounds, `threshold` scales it by its own quantile.
 
-    `precision` bf16 runs the network under autocast: faster, and samples then depend on their batch by bf16's rounding.
+    `precision` bf16 runs the network under autocast: samples then depend on their batch by bf16's rounding. auto is bf16 where
+    the processor multiplies it in hardware, and float32 elsewhere.
     """
 
     name: str = "dpm_solver_pp"
@@ -94,13 +95,14 @@ class SamplerConfig(_Strict):
     options: Options = Field(default_factory=dict)
     clip: bool = False
     threshold: float | None = Field(default=None, gt=0, lt=1)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "auto"] = "float32"
 
 
 class TrainConfig(_Strict):
     """The training run. `batch` is the number of data per optimiser step over all processes and accumulations.
 
     `ema` is the decay of the averaged weights, warmed up as min(ema, (1 + k)/(10 + k)); `minutes` ends a run by the clock.
+    `precision` auto is bf16 where the processor multiplies it in hardware, and float32 elsewhere.
     """
 
     steps: int = Field(default=10_000, ge=1)
@@ -113,7 +115,7 @@ class TrainConfig(_Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: float = Field(default=1.0, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     channels_last: bool = True
     compile: bool = False
     workers: int = Field(default=0, ge=0)

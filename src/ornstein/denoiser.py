@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +62,8 @@ class Prediction:
 
     v = (alpha·eps - sigma·x0)/sqrt(alpha² + sigma²). `predicts` names what `raw` is, so that this view costs nothing.
     `variance_fraction` (like x_t, or None) places a learned reverse variance between β̃ (0) and β (1) on a log scale.
+    `pullback` (of `Differentiable`, else None) takes u like x0 to (d x0/d x_t)ᵀ u, each sample's own, for the x0 before any
+    clipping.
     """
 
     x_t: Tensor
@@ -72,6 +74,7 @@ class Prediction:
     out: Tensor
     predicts: str = "x0"
     variance_fraction: Tensor | None = None
+    pullback: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def from_x0(
@@ -82,7 +85,8 @@ class Prediction:
 
     def with_x0(self, x0: Tensor) -> Prediction:
         """The same prediction with another x0; all views follow."""
-        return Prediction.from_x0(self.x_t, self.alpha, self.sigma, x0, self.variance_fraction)
+        moved = Prediction.from_x0(self.x_t, self.alpha, self.sigma, x0, self.variance_fraction)
+        return moved if self.pullback is None else replace(moved, pullback=self.pullback)
 
     def view(self, name: str) -> Tensor:
         """One of `VIEWS` by name, with the shape of x_t."""
@@ -266,6 +270,40 @@ class DynamicThreshold:
         limit = x0.abs().flatten(1).quantile(self.quantile, dim=1).clamp(min=self.bound)
         limit = limit.reshape(-1, *[1] * (x0.ndim - 1))
         return prediction.with_x0(x0.clamp(-limit, limit) * (self.bound / limit))
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """A denoiser whose predictions can be differentiated in x_t: `prediction.pullback(u)` is (d x0/d x_t)ᵀ u, like x_t.
+
+    One evaluation forward and one backward through the network, whatever the number of u; memory as in training, until the
+    prediction is dropped. With Var[x0 | x_t] = (sigma²/alpha) d E[x0 | x_t]/d x_t (second-order Tweedie) it is also the product
+    with the posterior covariance. Predictions themselves carry no gradient. Source: Chung et al. 2023, arXiv 2209.14687, eq. 15.
+    """
+
+    denoiser: Denoises
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The wrapped denoiser's process."""
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition = None) -> Prediction:
+        """The wrapped prediction at x_t (B, *) and t, with its pullback."""
+        with torch.enable_grad():
+            leaf = x_t.detach().requires_grad_()
+            prediction = self.denoiser(leaf, t, cond)
+            x0 = prediction.x0
+
+        def pullback(u: Tensor) -> Tensor:
+            (gradient,) = torch.autograd.grad(x0, leaf, u.to(x0), retain_graph=True)
+            return gradient
+
+        fraction = prediction.variance_fraction
+        return replace(
+            prediction, x_t=x_t, raw=prediction.raw.detach(), variance_fraction=None if fraction is None else fraction.detach(),
+            pullback=pullback,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThr
 from ornstein.files import InputError
 from ornstein.grid import log_snr
 from ornstein.guidance import ClassifierFree
+from ornstein.hardware import half_precision
 from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
 from ornstein.losses import Bound, DenoisingLoss, Discretised, MatchingLoss, bound
 from ornstein.noise import Noise
@@ -32,7 +33,7 @@ class System:
     Batches hold "x" (B, *) in the data's own range, and "label" (B,) where the data have labels; samples come back in the
     data's own range too. `condition` names the condition the network takes ("label") or None; with probability
     `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip` mirrors half of the
-    training images. `bounds`, `threshold` and `half_precision` change predictions while sampling, and
+    training images. `bounds`, `threshold` and `precision` change predictions while sampling, and
     only if the recipe asks. `calibrated` are plans fitted to these weights (`ornstein.calibrate`).
     """
 
@@ -45,7 +46,7 @@ class System:
     flip: bool = False
     bounds: tuple[float, float] | None = None
     threshold: float | None = None
-    half_precision: bool = False
+    precision: str = "float32"
     calibrated: tuple[Plan, ...] = ()
 
     @property
@@ -165,7 +166,8 @@ class System:
             raise InputError(f"guidance={guidance} must be a finite number; 1 is the conditional model")
         if guidance != 1 and self.condition_dropout == 0:
             raise InputError(f"guidance={guidance:g} needs a model trained with condition_dropout above 0, which this is not")
-        denoiser: Denoises = HalfPrecision(self.denoiser) if self.half_precision and not full_precision else self.denoiser
+        half = half_precision(self.precision, self.device)
+        denoiser: Denoises = HalfPrecision(self.denoiser) if half and not full_precision else self.denoiser
         if guidance != 1:
             denoiser = ClassifierFree(denoiser, guidance)
         if self.bounds is not None:

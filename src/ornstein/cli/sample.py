@@ -30,7 +30,7 @@ def sample(
     batch: int | None = None,
     out: Path = Path("samples.png"),
     device: str = "cpu",
-    precision: Literal["float32", "bf16"] | None = None,
+    precision: Literal["float32", "bf16", "auto"] | None = None,
     quiet: bool = False,
 ) -> None:
     """Draw samples from a trained model into a picture or an array file.
@@ -70,7 +70,7 @@ def sample(
     device
         cpu, cuda or mps.
     precision
-        float32, or bf16 for the network alone, in place of the recipe's.
+        float32, bf16 for the network alone, or auto (bf16 where the processor has it), in place of the recipe's.
     quiet
         No progress line.
     """
@@ -89,7 +89,7 @@ def sample(
     if out.suffix == ".csv" and len(system.contract.shape) != 1:
         raise InputError(f"--out {str(out)!r}: only rows of a table fit into a .csv; give a .npz")
     if precision is not None:
-        with_denoiser(system, "--precision").half_precision = precision == "bf16"
+        with_denoiser(system, "--precision").precision = precision
     conditions = conditions_of(cond, number)
     after = None
     if not isinstance(system, System):

@@ -25,7 +25,7 @@ def train(
     init: Path | None = None,
     max_time: str | None = None,
     device: str = "auto",
-    precision: Literal["float32", "bf16", "fp16"] | None = None,
+    precision: Literal["float32", "bf16", "fp16", "auto"] | None = None,
     strategy: Literal["auto", "ddp", "fsdp"] = "auto",
     nodes: int = 1,
     strict: bool = False,
@@ -50,7 +50,7 @@ def train(
     device
         auto, cpu, cuda or mps.
     precision
-        float32, bf16 or fp16, in place of the recipe's.
+        float32, bf16, fp16 or auto (bf16 where the processor has it), in place of the recipe's.
     strategy
         auto, ddp or fsdp, for runs under torchrun.
     nodes

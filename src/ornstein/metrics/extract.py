@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.files import InputError, read_tensors, write_tensors
+from ornstein.hardware import bfloat16_is_native
 
 
 class Extractor(Protocol):
@@ -148,7 +149,7 @@ def train_classifier(
 ) -> Classifier:
     """Train a `Classifier` on images (N, C, H, W), any real dtype, and labels (N,) in 0 … K−1; return it in eval mode.
 
-    Cross-entropy, AdamW with a one-cycle rate up to ``rate``, bf16 autocast; initial weights and data order are
+    Cross-entropy, AdamW with a one-cycle rate up to ``rate``, bf16 autocast where the processor has it; initial weights and data order are
     functions of the seed, the global generator is not touched. The range is the images' own (minimum, maximum).
     ``progress(step, steps, loss)`` is called every 50 steps. Raises InputError for wrong shapes, constant images, fewer
     than two classes, or epochs < 1.
@@ -177,7 +178,7 @@ def train_classifier(
     step = 0
     for _ in range(epochs):
         for index in torch.randperm(len(images), generator=generator).split(batch):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16_is_native("cpu")):
                 logits = net(images[index].float())
             loss = nn.functional.cross_entropy(logits.float(), labels[index].long())
             optimiser.zero_grad(set_to_none=True)

@@ -26,7 +26,8 @@ from ornstein.samplers.plan import Plan, Row
 class Step:
     """What a hook sees of a row: its index, the times t (of the call), s (of the state after it; None: clean) and `before` (of
     the state before it), the prediction at `prediction.x_t`, the noise source, the index `first` of the chunk's first sample,
-    and the condition. A row that only looks ahead leaves the state where it was: s = before."""
+    the condition, and the standard deviation `std` of the normal that the row added (a number, or like x where it is learned).
+    A row that only looks ahead leaves the state where it was: s = before."""
 
     index: int
     t: float
@@ -36,6 +37,7 @@ class Step:
     noise: Noise
     first: int
     cond: Condition
+    std: float | Tensor = 0.0
 
 
 _log = logging.getLogger(__name__)
@@ -189,10 +191,12 @@ def run(
         prediction = denoiser(y, row.t, cond)
         history.appendleft(prediction.view(plan.view))
         x = _accumulate(row.a, x, [(w, history[j]) for j, w in row.b], row.c, z)
+        std: float | Tensor = abs(row.c)
         if row.log_variances is not None:
-            x = torch.addcmul(x, _learned_std(row, prediction), z)  # type: ignore[arg-type]
+            std = _learned_std(row, prediction)
+            x = torch.addcmul(x, std, z)  # type: ignore[arg-type]
         if after is not None:
-            x = after(x, Step(k, row.t, row.s, before, prediction, noise, first, cond))
+            x = after(x, Step(k, row.t, row.s, before, prediction, noise, first, cond, std))
         before = before if row.s is None else row.s
         if ticks is not None:
             next(ticks, None)

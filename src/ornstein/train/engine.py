@@ -28,6 +28,7 @@ from ornstein import model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError, inside, read_json
+from ornstein.hardware import half_precision
 from ornstein.kinds import Model
 from ornstein.losses import LossAware, Times
 from ornstein.noise import Noise
@@ -167,7 +168,7 @@ class Module(lightning.LightningModule):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradient's norm. Lightning refuses a fused optimiser under bf16 too, though only fp16 has a loss scale."""
-        if gradient_clip_val and self.config.precision == "bf16":
+        if gradient_clip_val and self.trainer.precision == PRECISIONS["bf16"]:
             nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -231,6 +232,9 @@ def train(
         model.usable(device)
     if config.precision == "fp16" and not (torch.cuda.is_available() and device in ("auto", "cuda")):
         raise InputError("train.precision='fp16' needs a CUDA device; use bf16 or float32")
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    where = device if device != "auto" else "cuda" if accelerated else "cpu"
+    precision = "bf16" if half_precision(config.precision, where) else config.precision.replace("auto", "float32")
     system = model.build(recipe, contract)
     if init is not None:
         _start_from(system, init)
@@ -249,7 +253,7 @@ def train(
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 or device in ("cpu", "auto") else 1,
             num_nodes=nodes,
             strategy=("ddp" if strategy == "auto" else strategy) if world > 1 else "auto",
-            precision=PRECISIONS[config.precision],
+            precision=PRECISIONS[precision],
             gradient_clip_val=config.clip_norm or None,
             accumulate_grad_batches=config.accumulate,
             # the state that is kept must hold this step's average: ema comes first
