@@ -61,14 +61,14 @@ MUTATIONS = (
              "test_denoiser.py"),
     Mutation("score view with sigma", "denoiser.py", '"score": lambda a, s: (-1 / s**2, a / s**2)',
              '"score": lambda a, s: (-1 / s, a / s)', "test_denoiser.py"),
-    Mutation("c_in without sigma_data", "denoiser.py", "(alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()",
+    Mutation("c_in without sigma_data", "denoiser.py", "(alpha**2 * sigma_data**2 + sigma**2).rsqrt()",
              "(alpha**2 + sigma**2).rsqrt()", "test_denoiser.py"),
     Mutation("learned fraction not shifted", "denoiser.py",
              "fraction.to(x_t.dtype) + 1) / 2", "fraction.to(x_t.dtype)) / 2",
              "test_denoiser.py"),
-    Mutation("mean of the mixture not scaled", "testing.py",
+    Mutation("mean of the mixture not scaled", "testing/mixture.py",
              "x_t - alpha * (pulled @", "x_t - (pulled @", "test_oracles.py"),
-    Mutation("bound without the uncertainty", "testing.py",
+    Mutation("bound without the uncertainty", "testing/gaussian.py",
              "+ uncertain / (2 * tau)).sum(-1)", ").sum(-1)", "test_oracles.py"),
     Mutation("karras without the power", "grid.py", "** rho\n", "\n", "test_grid.py"),
     Mutation("DDIM without eta²", "samplers/onestep.py", "eta**2 * float", "eta * float", "samplers"),
@@ -136,8 +136,8 @@ CALIBRATION = (
              "_judged(denoiser, plan, reference.fit,", "calibration/test_calibrate.py"),
     Mutation("a plan of other guidance is taken", "samplers/loop.py", 'return "" if mine == facts.denoiser else',
              'return "" if mine else', "test_plan_calibration.py"),
-    Mutation("guidance towards the free branch", "guidance/classifier_free.py", "torch.lerp(free, given, self.scale)",
-             "torch.lerp(given, free, self.scale)", "guidance/test_classifier_free.py"),
+    Mutation("guidance towards the free branch", "guidance/line.py", "torch.lerp(other, x0, align",
+             "torch.lerp(x0, other, align", "guidance/test_classifier_free.py"),
 )  # fmt: skip
 
 

@@ -13,15 +13,21 @@ from hypothesis import strategies as st
 
 from ornstein import config, model
 from ornstein.files import InputError
+from ornstein.image.classifier import ClassifierSystem
+from ornstein.image.cold import ColdSystem
 from ornstein.image.data import from_arrays
 from ornstein.losses import MatchingLoss
 from ornstein.noise import Noise
+from ornstein.system import System
 from ornstein.vector import load_table
 
 SHAPES = {
     "digits": (1, 8), "mnist": (1, 28), "faces": (1, 32), "flowers": (3, 32), "cifar10": (3, 32), "cifar10-small": (3, 32),
     "ncsn-digits": (1, 8), "ncsn-mnist": (1, 28),
+    "superres-digits": (1, 8), "superres-mnist": (1, 28), "superres-faces": (1, 32),
 }  # fmt: skip
+CLASSIFIERS = {"classifier": (1, 8), "classifier-mnist": (1, 28)}
+COLD = {"cold-digits": (1, 8), "cold-mnist": (1, 28), "cold-mnist-inpaint": (1, 28)}
 TABLES = {
     "swiss_roll", "eight_gaussians", "moons", "pinwheel", "checkerboard", "points", "dpm-swiss_roll", "dpm-heartbeat",
 }  # fmt: skip
@@ -91,7 +97,7 @@ def test_yaml_round_trip_of_any_recipe(
 
 
 def test_every_bundled_recipe_has_a_shape_here() -> None:
-    assert set(config.bundled()) == set(SHAPES) | TABLES
+    assert set(config.bundled()) == set(SHAPES) | set(CLASSIFIERS) | set(COLD) | TABLES
 
 
 @pytest.mark.parametrize("name", config.bundled())
@@ -141,11 +147,37 @@ def test_bundled_recipes_build_a_system_that_learns_and_samples(name: str) -> No
     losses = system.loss(data.batch(range(4)), Noise(0))
     assert losses.shape == (4,)
     assert bool(losses.isfinite().all())
-    cond = {"label": [0, 3]} if recipe.condition else None
+    assert isinstance(system, System)
+    cond = system.examples(2, data.batch(range(2))["x"])
     assert system.sample(2, cond=cond, sampler=2, noise=Noise(0)).shape == (2, channels, side, side)
     assert system.plan is not None
     assert system.plan.calls <= recipe.sampler.calls
     assert system.flip == recipe.data.flip
+
+
+@pytest.mark.parametrize("name", sorted(COLD))
+def test_bundled_cold_recipes_build_a_system_that_learns_and_samples(name: str) -> None:
+    channels, side = COLD[name]
+    recipe = config.override(config.load_recipe(name), ["net.options.width=8"])
+    images = np.random.default_rng(0).integers(0, 256, (40, channels, side, side)).astype(np.uint8)
+    data = from_arrays(images)
+    system = model.build(recipe, data.contract)
+    assert isinstance(system, ColdSystem)
+    assert bool(system.loss(data.batch(range(4)), Noise(0)).isfinite().all())
+    system.begin(data.batch(range(40))["x"], Noise(0))
+    assert system.sample(2, sampler=2, noise=Noise(0)).shape == (2, channels, side, side)
+    assert system.sampler.calls == recipe.sampler.calls == system.process.steps
+
+
+@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+def test_bundled_classifiers_build_a_system_that_learns(name: str) -> None:
+    channels, side = CLASSIFIERS[name]
+    images = np.random.default_rng(0).integers(0, 256, (8, channels, side, side)).astype(np.uint8)
+    data = from_arrays(images, np.arange(8) % 4)
+    system = model.build(config.override(config.load_recipe(name), ["net.options.width=8"]), data.contract)
+    assert isinstance(system, ClassifierSystem)
+    assert bool(system.loss(data.batch(range(4)), Noise(0)).isfinite().all())
+    assert system.log_prob(torch.zeros(3, channels, side, side), 0.5).shape == (3, 4)
 
 
 def test_building_leaves_the_global_generator_alone() -> None:

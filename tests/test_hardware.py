@@ -11,7 +11,8 @@ from ornstein.hardware import bfloat16_is_native, half_precision
 
 
 @pytest.mark.parametrize(("known", "native"), [
-    ({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True), ({"avx512_bf16": False, "avx2": True}, False), ({}, False),
+    ({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True),
+    ({"avx512_bf16": False, "avx2": True}, False), ({}, False),
 ])  # fmt: skip
 def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], native: bool) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -25,5 +26,5 @@ def test_auto_asks_the_processor(monkeypatch: pytest.MonkeyPatch, known: dict[st
 
 def test_other_processors_are_taken_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert bfloat16_is_native("cpu")

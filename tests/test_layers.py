@@ -9,12 +9,12 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ornstein"
 LAYERS = [
-    {"noise", "operator", "metrics", "files", "nets", "progress", "parallel", "hardware", "operator"},
+    {"noise", "operator", "metrics", "files", "nets", "progress", "parallel", "hardware"},
     {"process", "grid"},
     {"denoiser", "testing"},
     {"losses", "samplers"},
     {"guidance", "likelihood", "calibration"},
-    {"system", "contract", "config", "assemble"},
+    {"system", "measured", "guided", "contract", "config", "assemble", "condition"},
     {"vector", "image", "sequence", "video", "field", "text"},
     {"train", "verify", "figures", "kinds", "model", "evaluate"},
     {"cli", "lab", "__main__"},

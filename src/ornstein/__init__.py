@@ -47,6 +47,10 @@ _HOME = {
     "anneal": "samplers",
     "calibrate": "calibration",
     "ClassifierFree": "guidance",
+    "ClassifierGuided": "guidance",
+    "Given": "guidance",
+    "restore": "guidance",
+    "Ensemble": "metrics",
     "log_prob": "likelihood",
     "bits_per_dim": "likelihood",
     "encode": "likelihood",
@@ -58,7 +62,7 @@ _HOME = {
     "System": "system",
     "load": "model",
 }
-_MODULES = ("grid", "losses", "metrics", "nets", "process", "samplers", "testing")
+_MODULES = ("grid", "guidance", "losses", "metrics", "nets", "operator", "process", "samplers", "testing")
 
 __all__ = [
     "EDM",
@@ -68,6 +72,7 @@ __all__ = [
     "VP",
     "Chain",
     "ClassifierFree",
+    "ClassifierGuided",
     "Clipped",
     "Contract",
     "Cosine",
@@ -75,7 +80,9 @@ __all__ = [
     "DenoisingLoss",
     "Discretised",
     "DynamicThreshold",
+    "Ensemble",
     "GaussianProcess",
+    "Given",
     "InputError",
     "LinearSDE",
     "LossAware",
@@ -98,12 +105,15 @@ __all__ = [
     "decode",
     "encode",
     "grid",
+    "guidance",
     "load",
     "log_prob",
     "losses",
     "metrics",
     "nets",
+    "operator",
     "process",
+    "restore",
     "sample",
     "sample_adaptive",
     "sample_boltzmann",
@@ -113,14 +123,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ornstein import grid, losses, metrics, nets, process, samplers, testing
+    from ornstein import grid, guidance, losses, metrics, nets, operator, process, samplers, testing
     from ornstein.calibration import calibrate
     from ornstein.contract import Contract
     from ornstein.denoiser import Clipped, Denoiser, DynamicThreshold, Prediction
     from ornstein.files import InputError
-    from ornstein.guidance import ClassifierFree
+    from ornstein.guidance import ClassifierFree, ClassifierGuided, Given, restore
     from ornstein.likelihood import bits_per_dim, decode, encode, log_prob, slerp
     from ornstein.losses import DenoisingLoss, Discretised, LossAware, MatchingLoss, Times, bound
+    from ornstein.metrics import Ensemble
     from ornstein.model import load
     from ornstein.nets import MLP, UNet
     from ornstein.noise import Noise

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ornstein import operator as operators
 from ornstein import process as processes
 from ornstein import samplers
+from ornstein.condition import GridCondition
 from ornstein.config import Named, Recipe, SamplerConfig
 from ornstein.contract import Contract
 from ornstein.denoiser import Denoiser
@@ -17,6 +19,7 @@ from ornstein.files import InputError
 from ornstein.grid import GRIDS
 from ornstein.losses import DenoisingLoss, Discretised, GaussianDecoder, LossAware, MatchingLoss, Times
 from ornstein.nets import LevelFree
+from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.system import System
 
@@ -28,10 +31,11 @@ OWN = "own"
 def assemble(
     recipe: Recipe,
     contract: Contract,
-    net: Callable[[int, int | None], nn.Module],
+    net: Callable[[int, dict[str, Any]], nn.Module],
     process: GaussianProcess | None = None,
 ) -> System:
-    """The system of a recipe: `net(outputs, classes)` makes its network with so many output channels, freshly initialised.
+    """The system of a recipe: `net(outputs, conditions)` makes its network with so many output channels, freshly initialised;
+    `conditions` are its arguments `classes`, or `grid_channels` and `values`, or nothing.
 
     Weights come from torch's default generator, seeded by the recipe and left as it was. `process` replaces the recipe's.
     InputError for names and options that do not exist, or a recipe that contradicts the data.
@@ -42,10 +46,13 @@ def assemble(
         raise InputError("sampler.clip or sampler.threshold is set but the data declare no bounds; remove it")
     process = process if process is not None else make_process(recipe.process)
     outputs = contract.shape[0] * (2 if recipe.learned_variance else 1)
-    classes = len(contract.classes) if recipe.condition and contract.classes else None
+    grid = _grid(recipe, contract)
+    conditions: dict[str, Any] = {} if grid is None else {"grid_channels": grid.channels, "values": grid.values}
+    if recipe.condition == "label" and contract.classes:
+        conditions = {"classes": len(contract.classes)}
     sigma_data = recipe.sigma_data or contract.std
     free = recipe.net.level_free
-    made = seeded(recipe, lambda: net(outputs, classes))
+    made = seeded(recipe, lambda: net(outputs, conditions))
     denoiser = called(
         Denoiser,
         {
@@ -69,7 +76,20 @@ def assemble(
         bounds=contract.bounds if recipe.sampler.clip else None,
         threshold=recipe.sampler.threshold,
         precision=recipe.sampler.precision,
+        grid=grid,
     )
+
+
+def _grid(recipe: Recipe, contract: Contract) -> GridCondition | None:
+    """What a recipe's condition "grid" shows; random operators are drawn by the data's seed."""
+    if (recipe.condition == "grid") != (recipe.grid is not None):
+        raise InputError(
+            f"condition={recipe.condition!r} with grid={recipe.grid}: condition: grid and grid: {{operator: …}} go together"
+        )
+    if recipe.grid is None:
+        return None
+    operator = operators.parse(recipe.grid.operator, contract.shape, Noise(recipe.data.seed))
+    return GridCondition(contract, operator, recipe.grid.augmentation)
 
 
 def seeded(recipe: Recipe, make: Callable[[], T]) -> T:

@@ -126,14 +126,23 @@ class TrainConfig(_Strict):
     sample_minutes: float = Field(default=5.0, gt=0)
 
 
+class GridConfig(_Strict):
+    """The condition "grid": a measurement by an `operator` (see `operator.parse`), noised in training with a standard deviation
+    of up to `augmentation` in model units."""
+
+    operator: str
+    augmentation: float = Field(default=0.0, ge=0)
+
+
 class Recipe(_Strict):
     """One system, from data to default sampler. `sigma_data` None means: measured on the training data."""
 
     format: Literal[1] = 1
-    system: Literal["image", "ncsn", "vector", "dpm2015"] = "image"
+    system: Literal["image", "ncsn", "cold", "classifier", "vector", "dpm2015"] = "image"
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
-    condition: Literal["label"] | None = None
+    condition: Literal["label", "grid"] | None = None
+    grid: GridConfig | None = None
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     process: Named = Field(default_factory=lambda: Named(name="edm"))
     predicts: str = "edm"

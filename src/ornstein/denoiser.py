@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ornstein.metrics.extract import weights_hash
 from ornstein.process import Chain, GaussianProcess, align
 from ornstein.process.gaussian import Time
 
@@ -126,6 +128,19 @@ def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return align(a, x) * x + align(b, x) * y
 
 
+def network_input(x_t: Tensor, process: GaussianProcess, times: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """What a network is shown of x_t (B, *) at float64 times () or (B,): c_in·x_t and c_noise (B,).
+
+    c_in = 1/sqrt(alpha² sigma_data² + sigma²) gives unit variance to data of standard deviation sigma_data.
+    """
+    alpha, sigma = process.moments(times)
+    label = process.noise_label(times).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
+    scale = (alpha**2 * sigma_data**2 + sigma**2).rsqrt()
+    if scale.ndim == 0 and abs(float(scale) - 1) < 1e-12:  # variance preserving on unit data: save a pass
+        return x_t, label
+    return align(scale, x_t) * x_t, label
+
+
 class Denoises(Protocol):
     """What samplers, losses and guidance ask for: a process, and a prediction at (x_t, t, cond)."""
 
@@ -185,11 +200,8 @@ class Denoiser(nn.Module):
         """The prediction at x_t (B, *) and time t in [0, 1], a number or (B,)."""
         times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma, skip, out = self.coefficients(times)
-        label = self.process.noise_label(times).to(device=x_t.device, dtype=x_t.dtype).expand(x_t.shape[0])
-        scale = (alpha**2 * self.sigma_data**2 + sigma**2).rsqrt()
-        # variance preserving on unit data: save a pass
-        unscaled = not self.scale_input or (scale.ndim == 0 and abs(float(scale) - 1) < 1e-12)
-        raw = self.net(x_t if unscaled else align(scale, x_t) * x_t, label, cond)
+        scaled, label = network_input(x_t, self.process, times, self.sigma_data)
+        raw = self.net(scaled if self.scale_input else x_t, label, cond)
         fraction = None
         if self.learned_variance:
             if raw.shape[1] != 2 * x_t.shape[1]:
@@ -204,7 +216,8 @@ class Denoiser(nn.Module):
 def describe(denoiser: object) -> str:
     """What a denoiser is made of, from the outermost wrapper in: "Clipped(low=-1, high=1) of Denoiser(edm)".
 
-    Two denoisers of the same network with different guidance or clipping differ in it; weights and precision do not show.
+    Two denoisers of the same network with different guidance or clipping differ in it: functions show by name, other networks
+    that guide by a hash of their weights, options that are None not at all. The own weights and precision do not show.
     """
     if isinstance(denoiser, HalfPrecision):
         return describe(denoiser.denoiser)
@@ -214,15 +227,36 @@ def describe(denoiser: object) -> str:
     if not hasattr(denoiser, "denoiser"):
         return name
     options = [field for field in fields(denoiser) if field.name != "denoiser"] if is_dataclass(denoiser) else []
-    shown = ", ".join(f"{option.name}={_shown(getattr(denoiser, option.name))}" for option in options)
+    given = {option.name: getattr(denoiser, option.name) for option in options}
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in given.items() if value is not None)
     return f"{name}({shown}) of {describe(denoiser.denoiser)}"
 
 
 def _shown(value: object) -> str:
+    """An option as text that is the same in every run: an address in a repr would make each another denoiser."""
     if isinstance(value, int | float):
         return f"{value:g}"
-    # an address in a repr would make every run another denoiser
+    if isinstance(value, Tensor):
+        return str(value.tolist()) if value.numel() <= 16 else f"{type(value).__name__}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_shown, value))})"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, partial):
+        return _shown((value.func, *value.args, value.keywords))
+    if others := networks(value):
+        # of other networks, which the digest of a calibrated plan does not cover, the weights count
+        return " ".join([describe(value), *(weights_hash(module)[:8] for module in others)])
     return str(getattr(value, "__qualname__", None) or (value if isinstance(value, str) else type(value).__name__))
+
+
+def networks(denoiser: object) -> list[nn.Module]:
+    """The networks that a denoiser calls: the one at the bottom of its wrappers, and any that guide it."""
+    if isinstance(denoiser, nn.Module):
+        return [denoiser]
+    if is_dataclass(denoiser) and not isinstance(denoiser, type):
+        return [module for field in fields(denoiser) for module in networks(getattr(denoiser, field.name))]
+    return networks(denoiser.denoiser) if hasattr(denoiser, "denoiser") else []
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from ornstein import figures, metrics, model
 from ornstein.config import DataConfig, Recipe
 from ornstein.contract import Contract
 from ornstein.files import InputError, write_atomic
+from ornstein.image.classifier import ClassifierSystem, accuracy_by_level
+from ornstein.image.cold import ColdSystem
 from ornstein.image.data import ImageData
 from ornstein.kinds import Dataset, Model, with_denoiser
 from ornstein.likelihood import BitsPerDim, LogProb
@@ -71,18 +73,23 @@ def evaluate(
 
     Fréchet and kernel distance, precision and recall in the extractor's features (pixels or columns unless given), for tables
     sliced Wasserstein distance too, the same for n training data, nearest-training-datum ratio, and for a class-conditional
-    model the share of samples that a support-vector machine trained on the training data gives the label asked for.
+    model the share of samples that a support-vector machine trained on the training data gives the label asked for. Of a
+    classifier its accuracy on n reference data at each noise level.
     """
+    if isinstance(system, ClassifierSystem):
+        for name, value in (("extractor", extractor), ("sampler", sampler)):
+            if value is not None:
+                raise InputError(f"{name} says nothing to a classifier, which is measured by its accuracy; leave it out")
+        return accuracy_by_level(system, reference, n=n, seed=seed)
     tabular = len(system.contract.shape) == 1
     if extractor is None:
         extractor = metrics.Columns() if tabular else metrics.Pixels()
     start = time.monotonic()
-    labels = torch.arange(n) % len(system.contract.classes or (1,))
-    cond = {system.condition: labels} if system.condition else None
+    real = reference.batch(np.arange(len(reference)))["x"]
+    cond = system.examples(n, real) if isinstance(system, System) else None
     drawn = system.draw(n, cond=cond, sampler=sampler, noise=Noise(seed), progress=progress)
     seconds = time.monotonic() - start
     samples = as_data(system, drawn.x0)
-    real = reference.batch(np.arange(len(reference)))["x"]
     chosen = Noise(seed).permutation(len(training), stream="evaluate")[:n]
     trained = training.batch(chosen)["x"]
     features = {name: extractor(x) for name, x in {"real": real, "sample": samples, "training": trained}.items()}
@@ -113,6 +120,7 @@ def evaluate(
     record("nearest_training_ratio", memory.median_ratio, begun, note=memory.verdict)
     if system.condition == "label" and training.labels is not None and samples[0].numel() <= SVM_PIXELS:
         begun = time.monotonic()
+        labels = torch.arange(n) % len(system.contract.classes or (1,))
         record("label_accuracy", _obedience(training, samples, labels), begun, note="support-vector machine on training pixels")
     return records
 
@@ -154,10 +162,9 @@ def likelihood(
     with full covariance fitted to the training data (uniform dequantisation). Under torchrun every process takes its share of
     the data, and only the first one returns records.
     """
-    if not isinstance(system, System):
-        if tuple(by) != ("bound",):
-            with_denoiser(system, "the likelihood by the probability flow")
+    if isinstance(system, DPMSystem) and tuple(by) == ("bound",):
         return [_chain_bound(system, held, n, seed, progress)]
+    system = with_denoiser(system, "the likelihood by the probability flow" if "ode" in by else "the likelihood")
     count = min(n, len(held))
     levels = system.contract.levels is not None
     unit, name = (math.log(2), "bits_per_dim") if levels else (1.0, "nats_per_dim")
@@ -166,8 +173,7 @@ def likelihood(
         # a process that has no data of its own (more processes than data) takes one that it does not count
         batch = held.batch(range(share.first, share.first + share.count) or [0])
         x, dimensions = batch["x"], math.prod(system.contract.shape)
-        labels = batch["label"].tolist() if system.condition == "label" else None
-        cond = None if labels is None else {"label": labels}
+        cond = {"label": batch["label"].tolist()} if system.condition == "label" else system.examples(len(x), x)
 
         def record(label: str, values: Tensor, begun: float, note: str) -> None:
             value, error = float(values.mean()), float(values.std() / math.sqrt(len(values)))
@@ -240,29 +246,39 @@ def gaussian_bits_per_dim(training: Tensor, held: Tensor, noise: Noise, *, draws
     return float(-total.mean() / (test.shape[1] * math.log(2)))
 
 
-def draw_figures(out: Path, system: Model, held: Dataset, *, seed: int = 0) -> None:
-    """samples.png, loss.png and, for images and two-dimensional data, strip.png of a model directory."""
-    if not isinstance(system, System) or len(system.contract.shape) == 1:
+def draw_figures(out: Path, system: Model, held: Dataset, *, seed: int = 0) -> list[Record]:
+    """samples.png, loss.png and, for images and two-dimensional data, strip.png of a model directory.
+
+    Of a classifier accuracy.png and loss.png; the records are what that figure shows, and none for others.
+    """
+    records: list[Record] = []
+    if isinstance(system, ClassifierSystem):
+        records = accuracy_by_level(system, held, seed=seed)
+        figures.accuracy_curve(records, out / "accuracy.png")
+    elif isinstance(system, ColdSystem):
+        figures.image_grid(system.sample(64, noise=Noise(seed)), system.contract, out / "samples.png", columns=8)
+        figures.restorations(system, held.batch(np.arange(min(4, len(held))))["x"], out / "strip.png", seed=seed)
+    elif not isinstance(system, System) or len(system.contract.shape) == 1:
         shown = held.batch(np.arange(min(figures.POINTS, len(held))))["x"]
         figures.rows_picture(system.sample(len(shown), noise=Noise(seed)), system.contract, out / "samples.png", beside=shown)
         if isinstance(system, System) and system.contract.shape == (2,):
             figures.journey(system, shown, out / "strip.png", seed=seed)
     else:
-        classes = len(system.contract.classes or ())
-        n = 10 * min(classes, 10) if system.condition else 64
-        cond = {system.condition: [i % classes for i in range(n)]} if system.condition else None
+        labelled = system.condition == "label"
+        n = 10 * min(len(system.contract.classes or ()), 10) if labelled else 64
+        seen = held.batch(np.arange(min(n, len(held))))["x"]
         figures.image_grid(
-            system.sample(n, cond=cond, noise=Noise(seed)),
+            system.sample(n, cond=system.examples(n, seen), noise=Noise(seed)),
             system.contract,
             out / "samples.png",
-            columns=10 if system.condition else 8,
+            columns=10 if labelled else 8,
         )
-        shown = held.batch(np.arange(min(4, len(held))))["x"]
-        rows = {system.condition: [i % classes for i in range(len(shown))]} if system.condition else None
-        figures.strip(system, shown, out / "strip.png", cond=rows, seed=seed)
+        shown = seen[:4]
+        figures.strip(system, shown, out / "strip.png", cond=system.examples(len(shown), shown), seed=seed)
     rows_of_log = read_log(out)
     if rows_of_log:
         figures.loss_curve(rows_of_log, out / "loss.png")
+    return records
 
 
 def write_card(out: Path, recipe: Recipe, system: Model, records: list[Record]) -> None:
@@ -281,9 +297,9 @@ def write_card(out: Path, recipe: Recipe, system: Model, records: list[Record]) 
         *_made_of(recipe, system),
         f"- network: {recipe.net.name}, {parameters:,} parameters",
         "",
-        "![samples](samples.png)",
+        "![accuracy](accuracy.png)" if isinstance(system, ClassifierSystem) else "![samples](samples.png)",
         "",
-        *_journey(out, contract),
+        *_journey(out, system),
         "![loss](loss.png)",
         "",
         "```",
@@ -299,6 +315,13 @@ def _made_of(recipe: Recipe, system: Model) -> list[str]:
     """The card's lines about process and sampler."""
     if isinstance(system, DPMSystem):
         return [f"- chain: {system.net.steps} steps, schedule {recipe.process.name}, kernel {type(system.net.kernel).__name__}"]
+    if isinstance(system, ClassifierSystem):
+        return [f"- process: {recipe.process.name}, sigma_data {system.classifier.sigma_data:.4g}"]
+    if isinstance(system, ColdSystem):
+        return [
+            f"- degradation: {recipe.process.name}, {system.process.steps} severities; restored with {system.norm} loss",
+            f"- default sampler: {system.sampler.name}",
+        ]
     process, plan = system.denoiser.process, system.plan
     gap = process.terminal_gap(std=system.contract.std)
     return [
@@ -308,11 +331,13 @@ def _made_of(recipe: Recipe, system: Model) -> list[str]:
     ]
 
 
-def _journey(out: Path, contract: Contract) -> list[str]:
+def _journey(out: Path, system: Model) -> list[str]:
     """The card's lines about strip.png, if there is one."""
     if not (out / "strip.png").exists():
         return []
     text = "Upper half: data on their way to noise. Lower half: samples on their way back."
-    if len(contract.shape) == 1:
+    if isinstance(system, ColdSystem):
+        text = "Upper half: held-out data, degraded further and further. Lower half: the same, restored step by step."
+    elif len(system.contract.shape) == 1:
         text = "Upper row: data on their way to noise. Middle row: samples on their way back. Lower row: where they are driven."
     return [text, "", "![strip](strip.png)", ""]

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ornstein.config import DataConfig, Recipe
-from ornstein.contract import Contract
 from ornstein.files import InputError
-from ornstein.image import ddpm, ncsn
+from ornstein.image import classifier, cold, ddpm, ncsn
 from ornstein.image import describe as describe_images
+from ornstein.image.classifier import ClassifierSystem
+from ornstein.image.cold import ColdSystem
 from ornstein.image.data import ImageData, load_images
-from ornstein.process import GaussianProcess
 from ornstein.system import System
 from ornstein.vector import DPMSystem, Table, diffusion, dpm_system, load_table
 from ornstein.vector import describe as describe_table
 
 Dataset = ImageData | Table
-Model = System | DPMSystem
+Model = System | ColdSystem | ClassifierSystem | DPMSystem
 """What can be trained, saved and sampled: `contract`, `net`, `loss` and `sample` are all that this asks."""
 _OF_IMAGES = ("size", "channels", "image_key", "label_key", "split", "flip")
 _OF_LAWS = ("rows", "noise_std")
@@ -59,12 +59,14 @@ class Kind:
 
     load: Callable[[DataConfig, str], Dataset]
     prepare: Callable[..., tuple[Recipe, list[str]]]
-    build: Callable[[Recipe, Contract, GaussianProcess | None], Model]
+    build: Callable[..., Model]
 
 
 KINDS: dict[str, Kind] = {
     "image": Kind(_images, _as_is, ddpm.initialise),
     "ncsn": Kind(_images, ncsn.prepare, ddpm.initialise),
+    "cold": Kind(_images, _as_is, cold.initialise),
+    "classifier": Kind(_images, classifier.prepare, classifier.initialise),
     "vector": Kind(_table, _as_is, diffusion.initialise),
     "dpm2015": Kind(_table, _as_is, dpm_system.initialise),
 }
@@ -85,6 +87,9 @@ def with_denoiser(model: Model, wanted: str) -> System:
     """The model, if it has a denoiser; InputError that says what it was `wanted` for."""
     if isinstance(model, System):
         return model
-    raise InputError(
-        f"{wanted} needs a model with a denoiser at every noise level; a dpm2015 model has the steps of its chain alone"
-    )
+    why = "a dpm2015 model has the steps of its chain alone"
+    if isinstance(model, ColdSystem):
+        why = "a cold model undoes a degradation without noise"
+    if isinstance(model, ClassifierSystem):
+        why = "a classifier guides another one (--classifier)"
+    raise InputError(f"{wanted} needs a model with a denoiser at every noise level; {why}")

@@ -29,8 +29,10 @@ from ornstein.files import (
     write_json,
     write_tensors,
 )
+from ornstein.image.classifier import ClassifierSystem
+from ornstein.image.cold import ColdSystem, make_degradation
 from ornstein.kinds import KINDS, Model
-from ornstein.process import GaussianProcess
+from ornstein.process import Process
 from ornstein.samplers import Plan
 from ornstein.system import System
 
@@ -44,7 +46,7 @@ CONFIG, WEIGHTS, DATA, CARD, METRICS, RESUME = (
 )
 
 
-def build(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> Model:
+def build(recipe: Recipe, contract: Contract, process: Process | None = None) -> Model:
     """A freshly initialised system from a recipe and the contract of its data."""
     return KINDS[recipe.system].build(recipe, contract, process)
 
@@ -54,7 +56,7 @@ def save(directory: str | Path, recipe: Recipe, system: Model, weights: dict[str
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     state = weights if weights is not None else system.net.state_dict()
-    if isinstance(system, System) and not _same_process(recipe, system):
+    if isinstance(system, System | ColdSystem | ClassifierSystem) and not _same_process(recipe, system):
         recipe = recipe.model_copy(update={"process": Named(name=OWN)})
     with write_atomic(folder / CONFIG) as temporary:
         temporary.write_text(configs.dump(recipe), encoding="utf-8")
@@ -62,9 +64,12 @@ def save(directory: str | Path, recipe: Recipe, system: Model, weights: dict[str
     write_tensors(folder / WEIGHTS, state)
 
 
-def _same_process(recipe: Recipe, system: System) -> bool:
+def _same_process(recipe: Recipe, system: System | ColdSystem | ClassifierSystem) -> bool:
     """Whether the recipe's name and options give the system's process."""
-    return recipe.process.name in processes.ALL and make_process(recipe.process) == system.denoiser.process
+    if isinstance(system, ColdSystem):
+        return recipe.process.name in processes.COLD and make_degradation(recipe) == system.process
+    process = system.process if isinstance(system, ClassifierSystem) else system.denoiser.process
+    return recipe.process.name in processes.ALL and make_process(recipe.process) == process
 
 
 def read_recipe(directory: str | Path) -> Recipe:
@@ -72,7 +77,7 @@ def read_recipe(directory: str | Path) -> Recipe:
     return configs.parse(read_yaml(inside(_checked(directory), CONFIG)), f"{directory}/{CONFIG}")
 
 
-def load(directory: str | Path, *, device: torch.device | str | None = None, process: GaussianProcess | None = None) -> Model:
+def load(directory: str | Path, *, device: torch.device | str | None = None, process: Process | None = None) -> Model:
     """The trained system of a model directory, on `device` (CPU unless given), ready to sample.
 
     InputError for a missing or foreign file, an unknown format version or key, a YAML tag, a path outside the directory, a

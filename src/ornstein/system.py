@@ -9,14 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ornstein.condition import GridCondition
 from ornstein.contract import Contract
 from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision, describe
 from ornstein.files import InputError
 from ornstein.grid import log_snr
-from ornstein.guidance import ClassifierFree
+from ornstein.guidance import Given, restore
+from ornstein.guidance.line import Guidance
+from ornstein.guided import asks, guided, takes_label
 from ornstein.hardware import half_precision
 from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
 from ornstein.losses import Bound, DenoisingLoss, Discretised, MatchingLoss, bound
+from ornstein.measured import in_model_units
+from ornstein.metrics.ensemble import Ensemble
 from ornstein.noise import Noise
 from ornstein.samplers import Adaptive, Draws, Hook, LangevinCorrector, Plan, Solver, default_plan, sample, sample_adaptive
 
@@ -31,9 +36,9 @@ class System:
     """One trained or trainable model: `loss` is all the trainer calls, `sample` all that users do.
 
     Batches hold "x" (B, *) in the data's own range, and "label" (B,) where the data have labels; samples come back in the
-    data's own range too. `condition` names the condition the network takes ("label") or None; with probability
-    `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip` mirrors half of the
-    training images. `bounds`, `threshold` and `precision` change predictions while sampling, and
+    data's own range too. `condition` names the condition the network takes ("label", or "grid": a measurement as `grid` says)
+    or None; with probability `condition_dropout` a datum is trained without it, which classifier-free guidance needs. `flip`
+    mirrors half of the training images. `bounds`, `threshold` and `precision` change predictions while sampling, and
     only if the recipe asks. `calibrated` are plans fitted to these weights (`ornstein.calibrate`).
     """
 
@@ -48,6 +53,7 @@ class System:
     threshold: float | None = None
     precision: str = "float32"
     calibrated: tuple[Plan, ...] = ()
+    grid: GridCondition | None = None
 
     @property
     def net(self) -> nn.Module:
@@ -76,7 +82,11 @@ class System:
         cond: dict[str, Tensor] | None = None
         if self.condition is not None:
             dropped = noise.uniform((n,), stream="condition", step=step, first=first) < self.condition_dropout
-            cond = {self.condition: batch[self.condition], "null": dropped.to(x0.device)}
+            cond = {"null": dropped.to(x0.device)}
+            if self.grid is not None:
+                cond |= self.grid.training(self.contract.decode(x0), noise, step=step, first=first)
+            else:
+                cond[self.condition] = batch[self.condition]
         return self.loss_function(self.denoiser, x0, noise, step=step, first=first, total=total, cond=cond)
 
     def sample(
@@ -84,7 +94,7 @@ class System:
         n: int,
         *,
         cond: CondInput = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
@@ -95,7 +105,9 @@ class System:
         """n samples (n, *) in the data's own range.
 
         `cond` is one value for all or one per sample, {"label": 3} or {"label": [0, 1, 2]}, by number or by class name;
-        None draws without condition; `guidance` is the scale of classifier-free guidance. `sampler` is a plan, a number of
+        None draws without condition; `guidance` is the scale of classifier-free guidance, or a guide, a function from denoiser to
+        denoiser: `functools.partial(ClassifierFree, scale=2, interval=(0.3, 5))`; a classifier's takes the label of `cond` even
+        where the network takes none. `sampler` is a plan, a number of
         network calls, a solver that chooses its steps, or None for the model's default. A number takes the plan that was
         calibrated for it, where there is one (`plan_for`), or the default rule's. `after` acts between the rows of a plan
         (guidance on x, a corrector).
@@ -110,7 +122,7 @@ class System:
         n: int,
         *,
         cond: CondInput = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
@@ -118,7 +130,7 @@ class System:
         after: Hook | None = None,
         progress: bool = False,
     ) -> Draws:
-        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,); a guided call evaluates twice.
+        """`sample`, with the network calls that each sample took: `.x0`, `.calls` (n,); `guidance.evaluations` tells their cost.
 
         A solver that chooses its steps runs the network in full precision, whatever the recipe says.
         """
@@ -126,11 +138,12 @@ class System:
         if chosen is None or isinstance(chosen, int):
             count = 50 if chosen is None else chosen
             chosen = self.plan_for(count, guidance=guidance) or default_plan(self.denoiser.process, count)
-        if guidance != 1 and not cond:
-            raise InputError(f"guidance={guidance:g} needs a condition to guide to; give cond, or leave guidance out")
         denoiser = self.shaped_denoiser(full_precision=not isinstance(chosen, Plan), guidance=guidance)
-        shape = (n, *self.contract.shape)
-        conditions, size = self.conditions(cond, n), self.chunk if batch_size is None else batch_size
+        if asks(denoiser) and not cond:
+            shown = "guidance" if callable(guidance) else f"guidance={guidance:g}"
+            raise InputError(f"{shown} needs a condition to guide to; give cond, or leave guidance out")
+        shape, size = (n, *self.contract.shape), self.chunk if batch_size is None else batch_size
+        conditions = self.conditions(cond, n, by_classifier=takes_label(denoiser))
         if isinstance(chosen, Plan):
             x0 = sample(
                 denoiser, chosen, shape=shape, noise=noise, cond=conditions, first=first, batch_size=size, after=after,
@@ -146,7 +159,7 @@ class System:
         )  # fmt: skip
         return Draws(self.contract.decode(drawn.x0), drawn.calls)
 
-    def plan_for(self, calls: int, *, guidance: float = 1.0) -> Plan | None:
+    def plan_for(self, calls: int, *, guidance: Guidance = 1.0) -> Plan | None:
         """The plan calibrated for so many calls of these weights under this guidance, if there is one."""
         if not self.calibrated:
             return None
@@ -157,19 +170,14 @@ class System:
                 return plan
         return None
 
-    def shaped_denoiser(self, *, full_precision: bool = False, guidance: float = 1.0) -> Denoises:
+    def shaped_denoiser(self, *, full_precision: bool = False, guidance: Guidance = 1.0) -> Denoises:
         """The denoiser with the precision, clipping or thresholding that the recipe asked for, and guidance.
 
         `full_precision` leaves out the first: the rounding of bfloat16 is an error that no solver's tolerance can meet.
         """
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance={guidance} must be a finite number; 1 is the conditional model")
-        if guidance != 1 and self.condition_dropout == 0:
-            raise InputError(f"guidance={guidance:g} needs a model trained with condition_dropout above 0, which this is not")
         half = half_precision(self.precision, self.device)
         denoiser: Denoises = HalfPrecision(self.denoiser) if half and not full_precision else self.denoiser
-        if guidance != 1:
-            denoiser = ClassifierFree(denoiser, guidance)
+        denoiser = guided(denoiser, guidance, conditional=self.condition is not None, dropout=self.condition_dropout)
         if self.bounds is not None:
             denoiser = Clipped(denoiser, *self.bounds)
         if self.threshold is not None:
@@ -177,20 +185,90 @@ class System:
             denoiser = DynamicThreshold(denoiser, bound, self.threshold)
         return denoiser
 
-    def conditions(self, cond: CondInput, n: int) -> dict[str, Tensor] | None:
-        """`cond` as tensors with one row per sample; InputError for a condition or class the model does not know."""
+    def conditions(self, cond: CondInput, n: int, *, by_classifier: bool = False) -> dict[str, Tensor] | None:
+        """`cond` as tensors with one row per sample; InputError for a condition or class the model does not know.
+
+        `by_classifier` takes a label for the classifier that guides, whether or not the network takes one.
+        """
         if not cond:
             return None
-        if self.condition is None:
+        taken = self.condition or ("label" if by_classifier else None)
+        if taken is None:
             raise InputError(f"cond={sorted(cond)} was given, but this model was trained without a condition; leave it out")
-        unknown = sorted(set(cond) - {self.condition})
+        if self.grid is not None:
+            return self.grid.rows(cond, n)
+        unknown = sorted(set(cond) - {taken})
         if unknown:
-            raise InputError(f"cond has {unknown[0]!r}, but this model takes only {self.condition!r}")
-        value = cond[self.condition]
+            raise InputError(f"cond has {unknown[0]!r}, but this model takes only {taken!r}")
+        value = cond[taken]
         values = [value] * n if isinstance(value, int | str | float) else list(value)
         if len(values) != n:
-            raise InputError(f"cond[{self.condition!r}] has {len(values)} values for n={n} samples; give one, or one per sample")
-        return {self.condition: torch.tensor([self._label(v) for v in values], dtype=torch.long)}
+            raise InputError(f"cond[{taken!r}] has {len(values)} values for n={n} samples; give one, or one per sample")
+        return {taken: torch.tensor([self._label(v) for v in values], dtype=torch.long)}
+
+    def examples(self, n: int, x: Tensor | None = None) -> CondInput:
+        """Conditions for n samples to look at: every class in turn, or what is measured of data x (m, *) in turn; else None."""
+        if self.grid is None:
+            return {self.condition: torch.arange(n) % len(self.contract.classes or (1,))} if self.condition else None
+        return None if x is None else {"grid": self.grid.measure(x[torch.arange(n) % len(x)])}
+
+    def predict(
+        self,
+        y: Tensor,
+        *,
+        draws: int = 8,
+        noise_std: float = 0.0,
+        guidance: Guidance = 1.0,
+        sampler: Plan | Adaptive | int | None = None,
+        noise: Noise,
+        first: int = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Ensemble:
+        """`draws` samples of x given each measurement y = A(x) (cases, *measured_shape), for a model with condition "grid".
+
+        y and the draws (cases, draws, *) are in the data's own units; `noise_std` as in `GridCondition.rows`. Draw j of case i
+        is sample (first + i)·draws + j of the noise, so that a case is the same alone. InputError for other models, wrong y.
+        """
+        if self.grid is None:
+            raise InputError("predict needs a model with condition: grid, trained to see measurements; this one was not")
+        if draws < 1:
+            raise InputError(f"draws={draws} must be at least 1")
+        rows = torch.arange(len(y)).repeat_interleave(draws)
+        x = self.sample(
+            len(rows), cond={"grid": y[rows], "noise_std": noise_std}, guidance=guidance, sampler=sampler, noise=noise,
+            first=first * draws, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+        return Ensemble(x.reshape(len(y), draws, *x.shape[1:]))
+
+    def restore(
+        self,
+        given: Given,
+        *,
+        method: str = "pigdm",
+        options: Mapping[str, float] | None = None,
+        draws: int = 8,
+        sampler: Plan | Adaptive | int | None = None,
+        cond: CondInput = None,
+        guidance: Guidance = 1.0,
+        noise: Noise,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Ensemble:
+        """`draws` of the data behind each measurement y = A(x) + noise, in the data's own units, as `given`: `ornstein.restore`.
+
+        The model need not have been trained for A; `sampler` is a plan or a number of calls, None the method's own; `cond` has a
+        value for all or one per measurement.
+        """
+        if not isinstance(sampler, Plan | int | None):
+            raise InputError(f"sampler {sampler.name} has no rows to guide between; give a plan or a number of calls")
+        plan, calls = (sampler, None) if isinstance(sampler, Plan) else (None, sampler)
+        ensemble = restore(
+            self.shaped_denoiser(guidance=guidance), in_model_units(given, self.contract), method=method, plan=plan, calls=calls,
+            draws=draws, noise=noise, options=options, cond=self.conditions(cond, len(given)),
+            batch_size=batch_size or self.chunk, device=self.device, progress=progress,
+        )  # fmt: skip
+        return Ensemble(self.contract.decode(ensemble.draws))
 
     def _label(self, value: object) -> int:
         classes = self.contract.classes or ()
@@ -200,7 +278,7 @@ class System:
             index = int(value)  # type: ignore[call-overload]
         except (TypeError, ValueError):
             index = -1
-        if not 0 <= index < len(classes):
+        if not 0 <= index < (len(classes) if self.contract.classes is not None else math.inf):
             shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
             raise InputError(f"label={value!r} is not one of the {len(classes)} classes: {shown} (or 0 … {len(classes) - 1})")
         return index

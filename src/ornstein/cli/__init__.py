@@ -5,7 +5,8 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input. Heavy imports wait un
 
 from __future__ import annotations
 
-from ornstein.cli import calibrate, figure, latents, measure, sample, show, train, verify  # they add their commands to `app`
+# they add their commands to `app`
+from ornstein.cli import calibrate, figure, latents, measure, restore, sample, show, train, verify
 from ornstein.cli.app import app, main
 
-__all__ = ["app", "calibrate", "figure", "latents", "main", "measure", "sample", "show", "train", "verify"]
+__all__ = ["app", "calibrate", "figure", "latents", "main", "measure", "restore", "sample", "show", "train", "verify"]

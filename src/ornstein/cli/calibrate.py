@@ -146,6 +146,10 @@ def _start(directory: Path, system: System, sampler: str | None, grid: str | Non
 
 def _everyone(system: System, cond: list[str] | None, n: int) -> dict[str, Tensor] | None:
     """The conditions asked for, or all classes in turn where the model takes a class."""
+    from ornstein.files import InputError
+
+    if system.grid is not None and not cond:
+        raise InputError("a model that takes a measurement is calibrated to some: give --cond grid=FILE")
     if cond or system.condition is None:
         return system.conditions(conditions_of(cond, n), n)
     classes = len(system.contract.classes or ())

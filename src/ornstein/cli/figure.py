@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @app.command
 def figure(name: str, *, data: str = "swiss_roll", model: Path | None = None, out: Path | None = None, seed: int = 0) -> None:
     """Make a figure of the lecture notes by running code: swiss_roll, score_field, score_trap, sde_and_flow, trajectories,
-    schedules, annealing.
+    schedules, annealing, guidance.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ornstein.config import Recipe
+    from ornstein.guidance import Guidance
     from ornstein.kinds import Dataset, Model
     from ornstein.process import GaussianProcess
     from ornstein.samplers import Adaptive, LangevinCorrector, Plan
@@ -29,7 +30,7 @@ LEAST_TOLERANCE = 1e-3
 
 
 def plan_of(
-    directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None, guidance: float = 1.0
+    directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None, guidance: Guidance = 1.0
 ) -> Plan | None:
     """The plan asked for, or None for the model's default; a number of calls alone takes the plan calibrated for it."""
     from ornstein.files import InputError
@@ -83,7 +84,7 @@ def sampler_of(
     calls: int | None,
     rtol: float | None,
     grid: str | None,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
 ) -> Plan | Adaptive | None:
     """The plan or the solver that chooses its own steps; None for the model's default."""
     from ornstein.files import InputError
@@ -101,7 +102,7 @@ def sampler_of(
 
 
 def corrector_of(
-    system: System, sampler: Plan | Adaptive | None, steps: int, snr: float | None, guidance: float = 1.0
+    system: System, sampler: Plan | Adaptive | None, steps: int, snr: float | None, guidance: Guidance = 1.0
 ) -> LangevinCorrector | None:
     """The corrector that --corrector and --snr ask for."""
     from ornstein.files import InputError
@@ -130,7 +131,7 @@ def budgeted(
     grid: str | None,
     number: int,
     cond: list[str] | None,
-    guidance: float,
+    guidance: Guidance,
     seed: int,
     quiet: bool,
 ) -> Plan:
@@ -139,6 +140,7 @@ def budgeted(
     Without a sampler or grid by name, the default plan of each number of calls is tried.
     """
     from ornstein.files import InputError
+    from ornstein.guided import takes_label
     from ornstein.noise import Noise
     from ornstein.parallel import main_process
     from ornstein.samplers import ADAPTIVE, default_plan, monte_carlo_error, pilot
@@ -158,11 +160,13 @@ def budgeted(
             raise InputError(f"--tol needs a deterministic sampler, and {sampler} draws noise on its way; take ddim or adams")
         return made
 
+    denoiser = system.shaped_denoiser(full_precision=True, guidance=guidance)
+    asked = system.conditions(conditions_of(cond, PILOT_SAMPLES), PILOT_SAMPLES, by_classifier=takes_label(denoiser))
     found = pilot(
-        system.shaped_denoiser(full_precision=True, guidance=guidance), shape=(PILOT_SAMPLES, *system.contract.shape),
+        denoiser, shape=(PILOT_SAMPLES, *system.contract.shape),
         noise=Noise(seed), plan=plan,
         tolerance=max(monte_carlo_error(number), LEAST_TOLERANCE) if tol is None else tol, scale=system.contract.std,
-        cond=system.conditions(conditions_of(cond, PILOT_SAMPLES), PILOT_SAMPLES), device=system.device, progress=not quiet,
+        cond=asked, device=system.device, progress=not quiet,
     )  # fmt: skip
     if not found.met:
         raise InputError(
@@ -174,18 +178,22 @@ def budgeted(
     return plan(system.denoiser.process, found.calls)
 
 
-def conditions_of(pairs: list[str] | None, n: int) -> dict[str, list[str]] | None:
-    """`--cond` name=value pairs as n values each, dealt in turn."""
+def conditions_of(pairs: list[str] | None, n: int) -> dict[str, list[Any]] | None:
+    """`--cond` name=value pairs as n values each, dealt in turn; grid=FILE is the measurement that an image or array file holds,
+    or each of those it holds."""
     from ornstein.files import InputError
+    from ornstein.image.data import read_images
 
     if not pairs:
         return None
-    conditions = {}
+    conditions: dict[str, list[Any]] = {}
     for pair in pairs:
         name, equals, values = pair.partition("=")
         if not equals or not values:
             raise InputError(f"--cond {pair!r} is not name=value; write --cond label=3")
-        choices = values.split(",")
+        choices: list[Any] = values.split(",")
+        if name == "grid":
+            choices = [measured for path in choices for measured in read_images(path)]
         conditions[name] = [choices[i % len(choices)] for i in range(n)]
     return conditions
 
@@ -223,7 +231,10 @@ def write_npz(out: Path, system: Model, arrays: dict[str, NDArray[Any]], conditi
     if conditions and isinstance(system, System) and system.condition:
         numbered = system.conditions(conditions, n)
         assert numbered is not None
-        arrays = arrays | {system.condition: numbered[system.condition].numpy()}
+        kept = numbered[system.condition].numpy()
+        if system.grid is not None:  # measurements are kept as they were given, in their own units
+            kept = np.stack([np.asarray(measured) for measured in conditions["grid"]])
+        arrays = arrays | {system.condition: kept}
     with write_atomic(out) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 

@@ -55,6 +55,8 @@ def evaluate(
     from ornstein.evaluate import evaluate as measure
     from ornstein.evaluate import likelihood, write_card
     from ornstein.kinds import with_denoiser
+    from ornstein.system import System
+    from ornstein.vector import DPMSystem
 
     at_least("-n", number)
     system = model.load(directory, device=device)
@@ -64,9 +66,9 @@ def evaluate(
     chosen = None
     if any(option is not None for option in (sampler, calls, rtol, grid)):
         chosen = sampler_of(directory, with_denoiser(system, "a sampler"), sampler, calls, rtol, grid)
-    records = measure(
-        system, training, reference, n=number, extractor=features, sampler=chosen, seed=seed, progress=not quiet
-    ) + likelihood(system, training, reference, n=number, seed=seed, progress=not quiet)
+    records = measure(system, training, reference, n=number, extractor=features, sampler=chosen, seed=seed, progress=not quiet)
+    if isinstance(system, System | DPMSystem):
+        records += likelihood(system, training, reference, n=number, seed=seed, progress=not quiet)
     metrics.write_records(directory / model.METRICS, records)
     write_card(directory, recipe, system, records)
     print(metrics.table(records))

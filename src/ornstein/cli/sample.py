@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ornstein.cli.app import Cond, Count, Guidance, app, at_least
+from ornstein.cli.guides import cost, guidance_of
 from ornstein.cli.inputs import budgeted, conditions_of, corrector_of, picture, sampler_of, samples_of, write_csv, write_npz
 
 if TYPE_CHECKING:
-    from ornstein.samplers import Adaptive, Plan
+    from ornstein.samplers import Adaptive
 
 
 @app.command
@@ -26,6 +27,11 @@ def sample(
     snr: float | None = None,
     cond: Cond = None,
     guidance: Guidance = 1.0,
+    guidance_interval: str | None = None,
+    rescale: float | None = None,
+    negative: str | None = None,
+    weaker: Path | None = None,
+    classifier: Path | None = None,
     seed: int = 0,
     batch: int | None = None,
     out: Path = Path("samples.png"),
@@ -60,7 +66,18 @@ def sample(
     cond
         Condition, name=value; several values by commas are dealt to the samples in turn: label=0,1,2.
     guidance
-        Scale of classifier-free guidance; every call then evaluates the network twice.
+        Scale of guidance: 1 is the model itself, and any other evaluates the network twice at every call.
+    guidance_interval
+        Noise-to-signal ratios between which to guide, low,high: 0.3,5. Elsewhere a call evaluates once.
+    rescale
+        Part, 0 to 1, of the way that the spread of every guided prediction is taken back to that of the unguided one: 0.7.
+    negative
+        A condition to be guided away from, in place of none: label=5.
+    weaker
+        The directory of a less trained or smaller model of the same data to be guided away from (autoguidance).
+    classifier
+        The directory of a classifier of noisy data (`ornstein train classifier`) that guides to the label of --cond; the model
+        itself is then asked without a condition. Here --guidance 1 is Bayes' rule.
     seed
         Sample i of a seed is the same in any batch size and on any device.
     batch
@@ -76,9 +93,11 @@ def sample(
     """
     from ornstein import model
     from ornstein.files import InputError
+    from ornstein.image.cold import ColdSystem, Restoration
     from ornstein.kinds import with_denoiser
     from ornstein.noise import Noise
     from ornstein.parallel import shares
+    from ornstein.samplers import Plan
     from ornstein.system import System
 
     if out.suffix not in (".png", ".npz", ".csv"):
@@ -91,11 +110,13 @@ def sample(
     if precision is not None:
         with_denoiser(system, "--precision").precision = precision
     conditions = conditions_of(cond, number)
+    guide = guidance_of(system, guidance, guidance_interval, rescale, negative, weaker, classifier)
     after = None
     if not isinstance(system, System):
+        cold = isinstance(system, ColdSystem)
         asked = {
-            "--sampler": sampler,
-            "--calls": calls,
+            "--sampler": None if cold else sampler,
+            "--calls": None if cold and calls != "auto" else calls,
             "--tol": tol,
             "--rtol": rtol,
             "--grid": grid,
@@ -104,18 +125,20 @@ def sample(
         for name, value in asked.items():
             if value is not None:
                 with_denoiser(system, name)
-        chosen: Plan | Adaptive | None = None
+        chosen: Plan | Adaptive | Restoration | None = None
+        if isinstance(system, ColdSystem):
+            chosen = system.sampler_for(sampler, calls=None if calls == "auto" else calls)
     elif tol is not None or calls == "auto":
-        chosen = budgeted(directory, system, sampler, calls, tol, rtol, grid, number, cond, guidance, seed, quiet)
+        chosen = budgeted(directory, system, sampler, calls, tol, rtol, grid, number, cond, guide, seed, quiet)
     else:
-        chosen = sampler_of(directory, system, sampler, calls, rtol, grid, guidance)
-    if isinstance(system, System):
-        after = corrector_of(system, chosen, corrector, snr, guidance)
+        chosen = sampler_of(directory, system, sampler, calls, rtol, grid, guide)
+    if isinstance(system, System) and not isinstance(chosen, Restoration):
+        after = corrector_of(system, chosen, corrector, snr, guide)
     with shares(number) as share:
         mine = None if conditions is None else {k: v[share.first : share.first + share.count] for k, v in conditions.items()}
         part = system.draw(
-            share.count, cond=mine, guidance=guidance, sampler=chosen, noise=Noise(seed), first=share.first, batch_size=batch,
-            after=after, progress=not quiet,
+            share.count, cond=mine, guidance=guide, sampler=chosen,  # type: ignore[arg-type]  # its own kind's
+            noise=Noise(seed), first=share.first, batch_size=batch, after=after, progress=not quiet,
         )  # fmt: skip
         samples, counted = share.gather(part.x0.cpu()), share.gather(part.calls)
         if not share.main:
@@ -128,4 +151,7 @@ def sample(
         write_npz(out, system, {"samples": samples_of(system, samples)}, conditions)
     low, high, mean = int(counted.min()), int(counted.max()), float(counted.double().mean())
     spread = f"{low} calls each" if low == high else f"{mean:.0f} calls each on average ({low} to {high})"
+    if isinstance(system, System):
+        fixed = chosen if isinstance(chosen, Plan) and after is None else None
+        spread += cost(system.shaped_denoiser(guidance=guide), fixed)
     print(f"{out}: {number} samples, {chosen.name if chosen else 'default plan'}{' with corrector' if after else ''}, {spread}")

@@ -74,8 +74,9 @@ def _plan(path: Path, out: Path | None) -> None:
 
 @app.command(name="list")
 def list_() -> None:
-    """List recipes, samplers, processes, time grids and figures."""
-    from ornstein import config, figures, grid, process, samplers
+    """List recipes, samplers, processes, time grids, figures, operators and methods that restore what they measured."""
+    from ornstein import config, figures, grid, guidance, operator, process, samplers
+    from ornstein.process.cold import COLD
 
     print("recipes")
     for name in config.bundled():
@@ -86,8 +87,13 @@ def list_() -> None:
         "processes": dict(process.ALL),
         "grids": dict(grid.GRIDS),
         "figures": dict(figures.GALLERY),
+        "degradations of cold diffusion": dict(COLD),
+        "methods of restore": {name: method.run for name, method in guidance.METHODS.items()},
     }
     for title, table in tables.items():
         print(title)
         for name, entry in table.items():
             print(f"  {name:<20} {(entry.__doc__ or '').strip().splitlines()[0]}")
+    print("operators of restore, and of condition: grid")
+    for name, text in operator.usage().items():
+        print(f"  {name:<40} {text}")

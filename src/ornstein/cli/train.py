@@ -113,8 +113,8 @@ def train(
         progress=not quiet,
     )
     if main_process:
-        draw_figures(target, system, held or training)
-        write_card(target, chosen, system, [])
+        records = draw_figures(target, system, held or training)
+        write_card(target, chosen, system, records)
         print(f"{target}: model, {', '.join(path.name for path in sorted(target.glob('*.png')))}, card.md")
 
 

@@ -2,8 +2,10 @@
 
 from ornstein.figures.animate import ANIMATIONS, write_gif
 from ornstein.figures.canvas import save
+from ornstein.figures.classifier import accuracy_curve
 from ornstein.figures.gallery import GALLERY, Scene
-from ornstein.figures.images import calibration_picture, image_grid, loss_curve, plan_picture, strip
+from ornstein.figures.images import calibration_picture, image_grid, loss_curve, plan_picture, restorations, strip
+from ornstein.figures.restored import restored_picture
 from ornstein.figures.vectors import POINTS, journey, rows_picture
 
 __all__ = [
@@ -11,11 +13,14 @@ __all__ = [
     "GALLERY",
     "POINTS",
     "Scene",
+    "accuracy_curve",
     "calibration_picture",
     "image_grid",
     "journey",
     "loss_curve",
     "plan_picture",
+    "restorations",
+    "restored_picture",
     "rows_picture",
     "save",
     "strip",

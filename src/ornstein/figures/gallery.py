@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.figures.canvas import ACCENT, DATA, SAMPLES, blank, plane
+from ornstein.figures.guided import guidance_figure
 from ornstein.figures.vectors import POINTS, three_rows
 from ornstein.noise import Noise
 from ornstein.process import VE, VP, Chain, Cosine, GaussianProcess, Rectified, SubVP, chain
@@ -294,6 +295,11 @@ def annealing(scene: Scene, runs: int = 100) -> Figure:
     return figure
 
 
+def guidance(scene: Scene, n: int = 4000) -> Figure:
+    """What guidance samples: neither its flow nor its reverse equation ends in the tilted density p(x)^(1-γ) p(x | c)^γ."""
+    return guidance_figure(scene.noise, n)
+
+
 GALLERY: dict[str, Callable[[Scene], Figure]] = {
     "swiss_roll": swiss_roll,
     "score_field": score_field,
@@ -302,5 +308,6 @@ GALLERY: dict[str, Callable[[Scene], Figure]] = {
     "trajectories": trajectories,
     "schedules": schedules,
     "annealing": annealing,
+    "guidance": guidance,
 }
 """Figures by name."""

@@ -17,6 +17,7 @@ from ornstein.denoiser import Denoises
 from ornstein.figures.canvas import blank, save
 from ornstein.figures.vectors import deviation, even_times
 from ornstein.files import write_atomic
+from ornstein.image.cold import ColdSystem, restore
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.samplers import Plan, Trajectory, ddim, dpm_solver_pp, sample
@@ -59,6 +60,19 @@ def strip(system: System, data: Tensor, path: str | Path, *, cond: CondInput = N
     system.sample(len(data), cond=cond, sampler=ddim(process, len(times), times), noise=noise, after=seen)
     backward = [process.prior(x0.shape, noise) / deviation(process, 1.0, sigma_data)]
     backward += [seen.states[k].cpu() / deviation(process, seen.times[k], sigma_data) for k in range(3, len(times), 4)]
+    rows = torch.cat([torch.stack(forward, 1), torch.stack(backward, 1)]).flatten(0, 1)
+    image_grid(system.contract.decode(rows), system.contract, path, columns=shown)
+
+
+def restorations(system: ColdSystem, data: Tensor, path: str | Path, *, shown: int = 9, seed: int = 0) -> None:
+    """`strip` of a cold model: data (n, *) on their way to the end (upper rows), and back by its sampler (lower rows)."""
+    x0, eps = system.contract.encode(data), system.process.state(data.shape, Noise(seed))
+    steps = system.process.steps
+    forward = [system.process.degrade(x0, round(steps * k / (shown - 1)), eps) for k in range(shown)]
+    sampler = system.sampler_for()
+    with torch.no_grad():
+        states = [x for _, x in restore(system.net, system.process, forward[-1], sampler, eps)]
+    backward = [states[round(sampler.calls * k / (shown - 1))] for k in range(shown)]
     rows = torch.cat([torch.stack(forward, 1), torch.stack(backward, 1)]).flatten(0, 1)
     image_grid(system.contract.decode(rows), system.contract, path, columns=shown)
 

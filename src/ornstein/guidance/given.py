@@ -33,14 +33,14 @@ class Given:
         if self.mask is not None:
             object.__setattr__(self, "operator", Mask(self.mask))
             object.__setattr__(self, "mask", None)
-        if isinstance(self.operator, Mask):
-            object.__setattr__(self, "values", torch.where(self.operator.mask.to(self.values.device), self.values, 0.0))
         shape = self.measured.measured_shape
         if tuple(self.values.shape[1:]) != shape:
             raise InputError(
                 f"values have shape {tuple(self.values.shape)}, but the operator measures data of shape {self.measured.shape} as "
                 f"(samples, {', '.join(map(str, shape))}); give the measurement of an operator made for this size"
             )
+        if isinstance(self.operator, Mask):
+            object.__setattr__(self, "values", torch.where(self.operator.mask.to(self.values.device), self.values, 0.0))
         if not bool(self.values.isfinite().all()):
             bad = int((~self.values.isfinite()).sum())
             raise InputError(f"values hold {bad} NaN or infinite numbers where they are measured; mask them out")
@@ -61,5 +61,11 @@ class Given:
         return self if len(self) == 1 else replace(self, values=self.values[places])
 
     def to(self, x: Tensor) -> Given:
-        """The same in the dtype and on the device of x."""
+        """The same in the dtype and on the device of the data x (B, *); InputError where it does not belong to them."""
+        if tuple(x.shape[1:]) != self.measured.shape:
+            raise InputError(f"{self.measured} measures data of shape {self.measured.shape}, but these are {tuple(x.shape[1:])}")
+        if len(self) not in (1, len(x)):
+            raise InputError(
+                f"{len(self)} measurements for {len(x)} samples; give one for all or one for each (restore does so in chunks)"
+            )
         return replace(self, values=self.values.to(x))

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ornstein.image.pixels import (
     recolour,
     resize,
 )
-from ornstein.image.sources import Pictures, check_memory, find, reason
+from ornstein.image.sources import SUFFIXES, Picture, Pictures, check_memory, find, opener, reason
 
 _COLOURS = {1: ("grey",), 3: ("red", "green", "blue")}
 # What Pillow and zipfile raise for a damaged file; MemoryError and interrupts are not among them.
@@ -157,6 +158,22 @@ def load_images(
     images, levels = _fitted(name, found.images, target, channels, crop), found.levels
     indices, classes = _classes(name, found.labels, found.classes)
     return from_arrays(images, indices, classes=classes, levels=levels)
+
+
+def read_images(source: str | os.PathLike[str], channels: int | None = None) -> Tensor:
+    """Images (n, C, H, W) as they are stored, float32 in their own range: one file, or whatever `load_images` takes.
+
+    For inputs and measurements, from which nothing is learned; NaN may mark what was not measured. InputError for what cannot
+    be read.
+    """
+    name = os.fspath(source)
+    single = Path(source).suffix.lower() in SUFFIXES and Path(source).is_file()
+    found = Pictures((Picture(name, opener(Path(source))),), None) if single else find(source)
+    if isinstance(found, Pictures):
+        images, _, _ = _decoded(name, found, None, channels, "center", strict=True)
+    else:
+        images = _fitted(name, found.images, None, channels, "center")
+    return torch.from_numpy(images.astype(np.float32))
 
 
 def from_arrays(

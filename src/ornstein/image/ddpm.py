@@ -15,6 +15,8 @@ the "edm" parameterisation and its times Karras et al., arXiv 2206.00364.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ornstein.assemble import assemble, called
 from ornstein.config import Recipe
 from ornstein.contract import Contract
@@ -26,14 +28,14 @@ from ornstein.system import System
 
 def initialise(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> System:
     """The system that a recipe describes for images (C, H, W) under a contract; see `assemble`."""
-    return assemble(recipe, contract, lambda outputs, classes: unet(recipe, contract, outputs, classes), process)
+    return assemble(recipe, contract, lambda outputs, conditions: unet(recipe, contract, outputs, conditions), process)
 
 
-def unet(recipe: Recipe, contract: Contract, outputs: int, classes: int | None) -> UNet:
+def unet(recipe: Recipe, contract: Contract, outputs: int, conditions: dict[str, Any]) -> UNet:
     """The recipe's U-Net for images (C, H, W), with `outputs` channels out; InputError for data that are no images."""
     if len(contract.shape) != 3:
         raise InputError(f"data of shape {contract.shape} are not images (channels, height, width); use another system")
     if recipe.net.name != "unet":
         raise InputError(f"net.name={recipe.net.name!r} is not for images; use 'unet'")
-    given = {"dims": 2, "in_channels": contract.shape[0], "out_channels": outputs, "classes": classes}
+    given = {"dims": 2, "in_channels": contract.shape[0], "out_channels": outputs, **conditions}
     return called(UNet, {**given, **recipe.net.options}, "net.options")

@@ -128,7 +128,7 @@ def _directory(path: Path, image_key: str | None, label_key: str | None, split: 
     )
     if files:
         relative = [PurePosixPath(entry.relative_to(path).as_posix()) for entry in files]
-        found = _tree(str(path), relative, [_opener(entry) for entry in files], split)
+        found = _tree(str(path), relative, [opener(entry) for entry in files], split)
         return _labels_present(str(path), found, label_key)
     tables = [path / name for name in names if Path(name).suffix in TABLES]
     if len(tables) > 1:
@@ -142,7 +142,8 @@ def _directory(path: Path, image_key: str | None, label_key: str | None, split: 
     raise InputError(f"data folder {str(path)!r} holds no images; supported are {', '.join(sorted(SUFFIXES))}")
 
 
-def _opener(entry: Path) -> Callable[[], IO[bytes]]:
+def opener(entry: Path) -> Callable[[], IO[bytes]]:
+    """A function that opens a file to read its bytes."""
     return lambda: entry.open("rb")
 
 

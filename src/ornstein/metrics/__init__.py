@@ -10,6 +10,7 @@ from ornstein.metrics.distribution import (
     precision_recall,
     sliced_wasserstein,
 )
+from ornstein.metrics.ensemble import Ensemble
 from ornstein.metrics.extract import (
     Classifier,
     Columns,
@@ -24,12 +25,14 @@ from ornstein.metrics.extract import (
     train_classifier,
     weights_hash,
 )
+from ornstein.metrics.fidelity import psnr, ssim
 from ornstein.metrics.memory import Memorisation, nearest_distances, nearest_neighbour
 from ornstein.metrics.record import Record, read_records, table, write_records
 
 __all__ = [
     "Classifier",
     "Columns",
+    "Ensemble",
     "Estimate",
     "Extractor",
     "Memorisation",
@@ -48,9 +51,11 @@ __all__ = [
     "nearest_distances",
     "nearest_neighbour",
     "precision_recall",
+    "psnr",
     "read_records",
     "save_classifier",
     "sliced_wasserstein",
+    "ssim",
     "table",
     "train_classifier",
     "weights_hash",

@@ -14,10 +14,15 @@ from torch import Tensor
 class Ensemble:
     """Draws (cases, draws, *) of what is not known, for every case independently; statistics are over the draws, axis 1.
 
+    ValueError for draws without these two axes, none at all, or a truth whose shape is not that of a case's draw.
     Source for spread and skill: Fortin et al. 2014, doi 10.1175/JHM-D-14-0008.1.
     """
 
     draws: Tensor
+
+    def __post_init__(self) -> None:
+        if self.draws.ndim < 2 or self.draws.shape[1] < 1:
+            raise ValueError(f"draws have shape {tuple(self.draws.shape)}; give (cases, draws, …) with at least one draw")
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -50,10 +55,11 @@ class Ensemble:
     def coverage(self, truth: Tensor, level: float = 0.9) -> float:
         """The share of the numbers of truth (cases, *) that lie within their central interval of probability `level`.
 
-        The interval's ends are the draws of ranks such that a further draw would fall between them with probability at most
-        `level`, and as near to it as n draws allow; between two pairs of ranks the share is interpolated. Honest draws have
-        coverage = level. ValueError if n draws hold no such interval: n ≥ (1 + level)/(1 - level), 19 for 0.9.
+        Between the draws of ranks r and n + 1 - r a further draw falls with probability 1 - 2r/(n + 1). The share is that of the
+        two such intervals on either side of `level`, interpolated: honest draws have coverage = level, whatever n and their law
+        (if it is continuous). ValueError if n draws hold no such interval: n ≥ (1 + level)/(1 - level), 19 for 0.9.
         """
+        self._demand_shape(truth)
         n = self.draws.shape[1]
         if not 0 < level < 1:
             raise ValueError(f"level={level} must lie between 0 and 1")
@@ -62,12 +68,12 @@ class Ensemble:
             needed = math.ceil(2 / (1 - level) - 1 - 1e-9)
             raise ValueError(f"{n} draws hold no interval of probability {level:g}; ask for draws={needed} or more")
         ordered = self.draws.sort(1).values
-        narrow = min(math.floor(outside + 1e-9), (n + 1) // 2)
+        wide = min(math.floor(outside + 1e-9), (n + 1) // 2)
         shares = []
-        for rank in (narrow, min(narrow + 1, (n + 1) // 2)):
+        for rank in (wide, min(wide + 1, (n + 1) // 2)):
             within = (truth >= ordered[:, rank - 1]) & (truth <= ordered[:, n - rank])
             shares.append(float(within.double().mean()))
-        return shares[0] + (outside - narrow) * (shares[1] - shares[0])
+        return shares[0] + (outside - wide) * (shares[1] - shares[0])
 
     def spread(self) -> float:
         """sqrt of the mean variance of the draws: what an honest ensemble says its mean's error is, but for `skill`'s factor."""
@@ -76,5 +82,11 @@ class Ensemble:
     def skill(self, truth: Tensor) -> float:
         """Root mean square error of the ensemble mean against truth (cases, *), divided by sqrt(1 + 1/n): equal to `spread` for
         an honest ensemble of n draws."""
+        self._demand_shape(truth)
         error = float((self.mean - truth).double().square().mean().sqrt())
         return error / math.sqrt(1 + 1 / self.draws.shape[1])
+
+    def _demand_shape(self, truth: Tensor) -> None:
+        wanted = (self.draws.shape[0], *self.draws.shape[2:])
+        if tuple(truth.shape) != wanted:
+            raise ValueError(f"truth has shape {tuple(truth.shape)}, the draws are of {wanted}; give one truth per case")

@@ -149,8 +149,8 @@ def train_classifier(
 ) -> Classifier:
     """Train a `Classifier` on images (N, C, H, W), any real dtype, and labels (N,) in 0 … K−1; return it in eval mode.
 
-    Cross-entropy, AdamW with a one-cycle rate up to ``rate``, bf16 autocast where the processor has it; initial weights and data order are
-    functions of the seed, the global generator is not touched. The range is the images' own (minimum, maximum).
+    Cross-entropy, AdamW with a one-cycle rate up to ``rate``, bf16 autocast where the processor has it; initial weights and
+    data order are functions of the seed, the global generator is not touched. The range is the images' own.
     ``progress(step, steps, loss)`` is called every 50 steps. Raises InputError for wrong shapes, constant images, fewer
     than two classes, or epochs < 1.
     """

@@ -11,10 +11,30 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ornstein.files import InputError
+
 LARGEST = 4096
-"""Numbers of a datum up to which a map without a known decomposition is decomposed as a dense matrix."""
-_RANK = 1e-9
-"""Singular values below this part of the largest count as zero."""
+"""Numbers of a datum (of one channel, where channels are measured alike) up to which a map is decomposed as a dense matrix."""
+_RANK = 1e-6
+"""Singular values below this part of the largest count as zero: float32 data say nothing about them."""
+_STEPS = 200
+"""Conjugate gradients stop here at the latest."""
+
+
+class Constant:
+    """A float64 tensor of any shape that is asked for in the dtype and on the device of data; each is converted once."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.to("cpu", torch.float64)
+        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, x: Tensor) -> Tensor:
+        """The value for computing with x."""
+        key = (x.dtype, x.device)
+        if key not in self._copies:
+            with torch.inference_mode(False):  # a copy made in inference could not be differentiated through later
+                self._copies[key] = self.value.to(x.device, x.dtype)
+        return self._copies[key]
 
 
 @dataclass(frozen=True)
@@ -35,36 +55,43 @@ class Operator(ABC):
     """A map y = A(x) of data x (B, *shape) to measurements y (B, *measured_shape), sample by sample; linear unless it says not.
 
     A subclass gives `shape` and `__call__`; `adjoint` by default is the transpose that automatic differentiation finds, and
-    `spectrum` a dense decomposition. Inverse problems and cold diffusion take the same operators.
+    `spectrum` a dense decomposition. Inverse problems and cold diffusion take the same operators. `str(operator)` is its name,
+    in the words of `parse` where it has one. `channelwise` says that no channel mixes with another, on which the coefficients
+    of the spectrum are sorted by channel, each with equally many.
     """
 
     shape: tuple[int, ...]
     linear: bool = True
+    channelwise: bool = False
+    name: str = ""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
         """A(x) for x (B, *shape), in the dtype and on the device of x; differentiable."""
 
+    def __str__(self) -> str:
+        return self.name or type(self).__name__.lower()
+
     @cached_property
     def measured_shape(self) -> tuple[int, ...]:
         """The shape of one measurement."""
-        return tuple(self(torch.zeros(1, *self.shape)).shape[1:])
+        with torch.inference_mode(False), torch.no_grad():
+            return tuple(self(torch.zeros(1, *self.shape)).shape[1:])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Aᵀy (B, *shape) of y (B, *measured_shape): ⟨Ax, y⟩ = ⟨x, Aᵀy⟩."""
+        """Aᵀy (B, *shape) of y (B, *measured_shape): ⟨Ax, y⟩ = ⟨x, Aᵀy⟩; differentiable in y."""
         self._demand_linear("an adjoint")
-        with torch.enable_grad():
+        wanted = y.requires_grad and torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device, requires_grad=True)
-            (gradient,) = torch.autograd.grad(self(x), x, y)
+            (gradient,) = torch.autograd.grad(self(x), x, y, create_graph=wanted)
         return gradient
 
     @cached_property
     def matrix(self) -> Tensor:
         """A as a matrix (M, D), float64 on the CPU."""
         self._demand_linear("a matrix")
-        numbers = math.prod(self.shape)
-        basis = torch.eye(numbers, dtype=torch.float64).reshape(numbers, *self.shape)
-        return torch.cat([self(part).flatten(1) for part in basis.split(512)]).T.contiguous()
+        return as_matrix(self, self.shape)
 
     @cached_property
     def spectrum(self) -> Spectrum | None:
@@ -85,107 +112,142 @@ class Operator(ABC):
     def solve(self, y: Tensor, gain: float | Tensor, variance: float | Tensor) -> Tensor:
         """Aᵀ (gain·A Aᵀ + variance·I)⁻¹ y, (B, *shape); gain and variance ≥ 0 are numbers or (B,), float64.
 
-        By the spectrum where it is known, where 0/0 counts as 0: gain = 1, variance = 0 is the pseudo-inverse. Otherwise by
-        conjugate gradients on the measurement, each sample's own, to a relative 1e-6.
+        By the spectrum where it is known; an inverse of 0 counts as 0, so that gain = 1, variance = 0 is the pseudo-inverse.
+        Otherwise by conjugate gradients, each sample's own, to a relative 1e-6 or 200 steps: where A is badly conditioned and
+        the variance small, the directions it hardly measures are then left at 0. The limit is the pseudo-inverse there too.
         """
+        self._demand_linear("a pseudo-inverse")
         spectrum = self.spectrum
         gain, variance = (torch.as_tensor(part, dtype=torch.float64, device="cpu").reshape(-1, 1) for part in (gain, variance))
         if spectrum is None:
-            return self.adjoint(_conjugate_gradients(self, y, gain, variance))
+            return _conjugate_gradients(self, y, gain, variance)
         s = spectrum.values
         below = gain * s**2 + variance
-        weight = torch.where(s > 0, s / below.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        weight = torch.where(below > 0, s / below.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
         return spectrum.backward(weight.to(y) * spectrum.measured(y))
 
     def _demand_linear(self, what: str) -> None:
         if not self.linear:
-            raise ValueError(f"{type(self).__name__} is not linear and has not {what}; take a method that only needs A: dps")
+            raise InputError(f"{self} is not linear and has not {what}; take a method that only needs A: dps")
+
+    def _demand_shape(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.shape:
+            raise InputError(
+                f"{self} measures data of shape {self.shape}, but was given {tuple(x.shape)}; "
+                f"give (samples, {', '.join(map(str, self.shape))}), or make the operator for {tuple(x.shape[1:])}"
+            )
+
+
+def as_matrix(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Tensor:
+    """The matrix (M, D) of a linear function of x (B, *shape), float64 on the CPU: its values on the unit vectors."""
+    numbers = math.prod(shape)
+    with torch.inference_mode(False), torch.no_grad():
+        basis = torch.eye(numbers, dtype=torch.float64).reshape(numbers, *shape)
+        return torch.cat([function(part).flatten(1) for part in basis.split(512)]).T.contiguous()
+
+
+def significant(values: Tensor) -> Tensor:
+    """The singular values (D,), with zeros for those that are round-off beside the largest."""
+    return torch.where(values > _RANK * values.max().clamp(min=1e-300), values, 0.0)
 
 
 def dense_spectrum(matrix: Tensor, shape: Sequence[int]) -> Spectrum:
-    """The decomposition of a matrix (M, D) that acts on flattened data of `shape`."""
+    """The decomposition A = U diag(s) Vᵀ of a matrix (M, D) that acts on flattened data of `shape`."""
     m, d = matrix.shape
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=True)
-    rank = int((s > _RANK * s.max().clamp(min=1e-300)).sum())
-    values = torch.zeros(d, dtype=torch.float64)
-    values[:rank] = s[:rank]
-    left = u[:, :rank]
-
-    def measured(y: Tensor) -> Tensor:
-        seen = y.flatten(1) @ left.to(y)
-        return torch.nn.functional.pad(seen, (0, d - rank))
-
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=m < d)  # V whole, of U no more than is used
+    values = significant(torch.nn.functional.pad(s, (0, d - len(s))))
+    rank = int((values > 0).sum())
+    left, right = Constant(u[:, :rank]), Constant(vt)
     return Spectrum(
         values,
-        lambda x: x.flatten(1) @ vt.T.to(x),
-        lambda c: (c @ vt.to(c)).reshape(-1, *shape),
-        measured,
+        lambda x: x.flatten(1) @ right.like(x).T,
+        lambda c: (c @ right.like(c)).reshape(-1, *shape),
+        lambda y: torch.nn.functional.pad(y.flatten(1) @ left.like(y), (0, d - rank)),
     )
 
 
-def _conjugate_gradients(operator: Operator, y: Tensor, gain: Tensor, variance: Tensor, steps: int = 200) -> Tensor:
-    """(gain·A Aᵀ + variance·I)⁻¹ y, sample by sample."""
-    column = (-1, *[1] * (y.ndim - 1))
-    a, b = gain.reshape(-1).to(y).reshape(column), variance.reshape(-1).to(y).reshape(column)
+def _conjugate_gradients(operator: Operator, y: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
+    """(gain·AᵀA + variance·I)⁻¹ Aᵀy, sample by sample: the same as `solve`, with a right-hand side that is always in range."""
+    column = (-1, *[1] * len(operator.shape))
+    a, b = gain.to(y).reshape(column), variance.to(y).reshape(column)
 
     def product(v: Tensor) -> Tensor:
-        return a * operator(operator.adjoint(v)) + b * v
+        return a * operator.adjoint(operator(v)) + b * v
 
     def dot(v: Tensor, w: Tensor) -> Tensor:
         return (v * w).flatten(1).sum(1).reshape(column)
 
-    x, r = torch.zeros_like(y), y
-    p, rr = r, dot(r, r)
+    def ratio(above: Tensor, below: Tensor) -> Tensor:
+        return torch.where(going & (below > 0), above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
+
+    r = operator.adjoint(y)
+    x, p, rr = torch.zeros_like(r), r, dot(r, r)
     goal = 1e-12 * rr
-    for _ in range(steps):
+    for _ in range(_STEPS):
         going = rr > goal
         if not bool(going.any()):
             break
         q = product(p)
-        step = torch.where(going, rr / dot(p, q).clamp(min=1e-30), 0.0)  # a sample that has converged stands still
+        step = ratio(rr, dot(p, q))  # 0 for a sample that has converged: it stands still while others go on
         x, r = x + step * p, r - step * q
         new = dot(r, r)
-        p, rr = r + torch.where(going, new / rr.clamp(min=1e-30), 0.0) * p, torch.where(going, new, rr)
+        p, rr = r + ratio(new, rr) * p, torch.where(going, new, rr)
     return x
 
 
 class Mask(Operator):
     """y = mask·x: the numbers of x where `mask` (*shape) is True, zeros elsewhere; y has the shape of x."""
 
-    def __init__(self, mask: Tensor) -> None:
+    channelwise = True
+
+    def __init__(self, mask: Tensor, name: str = "") -> None:
         if mask.dtype != torch.bool:
-            raise ValueError(f"mask has dtype {mask.dtype}; give booleans, True where x is measured")
+            raise InputError(f"mask has dtype {mask.dtype}; give booleans, True where x is measured")
         self.mask = mask.cpu()
         self.shape = tuple(mask.shape)
+        self.name = name
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * self.mask.to(x)
+        self._demand_shape(x)
+        return torch.where(self.mask.to(x.device), x, 0.0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """mask·y: a mask is its own transpose."""
+        return self(y)
 
     @cached_property
     def spectrum(self) -> Spectrum:
+        """Values 1 where the mask measures, 0 elsewhere, with V = I."""
         return Spectrum(
             self.mask.flatten().double(),
             lambda x: x.flatten(1),
             lambda c: c.reshape(-1, *self.shape),
-            lambda y: (y * self.mask.to(y)).flatten(1),
+            lambda y: self(y).flatten(1),
         )
 
 
 class Matrix(Operator):
     """y = M x for a matrix M (m, D) acting on x (B, *shape) flattened; `shape` is (D,) unless given. y is (B, m)."""
 
-    def __init__(self, matrix: Tensor, shape: Sequence[int] | None = None) -> None:
+    def __init__(self, matrix: Tensor, shape: Sequence[int] | None = None, name: str = "") -> None:
         if matrix.ndim != 2 or (shape is not None and math.prod(shape) != matrix.shape[1]):
-            raise ValueError(f"matrix of shape {tuple(matrix.shape)} does not act on data of shape {shape}; give (m, D)")
-        self.given = matrix.to("cpu", torch.float64)
+            raise InputError(f"matrix of shape {tuple(matrix.shape)} does not act on data of shape {shape}; give (m, D)")
+        self.given = Constant(matrix)
         self.shape = tuple(shape) if shape is not None else (matrix.shape[1],)
+        self.name = name
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.given.T.to(x)
+        self._demand_shape(x)
+        return x.flatten(1) @ self.given.like(x).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Mᵀy, (B, *shape)."""
+        return (y @ self.given.like(y)).reshape(-1, *self.shape)
 
     @cached_property
     def matrix(self) -> Tensor:
-        return self.given
+        """M, float64 on the CPU."""
+        return self.given.value
 
 
 class Nonlinear(Operator):
@@ -193,9 +255,11 @@ class Nonlinear(Operator):
 
     linear = False
 
-    def __init__(self, shape: Sequence[int], function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, shape: Sequence[int], function: Callable[[Tensor], Tensor], name: str = "") -> None:
         self.shape = tuple(shape)
         self.function = function
+        self.name = name
 
     def __call__(self, x: Tensor) -> Tensor:
+        self._demand_shape(x)
         return self.function(x)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ornstein.process.chain import BETAS, Chain, zero_terminal_snr
 from ornstein.process.check import Check
+from ornstein.process.cold import COLD, Degradation
 from ornstein.process.continuous import EDM, VE, VP, Cosine, Rectified, SubVP
 from ornstein.process.gaussian import (
     Equation,
@@ -45,6 +46,7 @@ ALL: dict[str, Callable[..., GaussianProcess]] = {
 __all__ = [
     "ALL",
     "BETAS",
+    "COLD",
     "EDM",
     "SDE",
     "VE",
@@ -52,6 +54,7 @@ __all__ = [
     "Chain",
     "Check",
     "Cosine",
+    "Degradation",
     "Equation",
     "GaussianProcess",
     "LinearSDE",

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Condition, Denoises, Prediction, describe
+from ornstein.denoiser import Condition, Denoises, Prediction, describe, networks
 from ornstein.noise import Noise
 from ornstein.progress import track
 from ornstein.samplers.default import default_plan
@@ -248,9 +248,8 @@ def device_of(denoiser: Denoises) -> torch.device:
 
 @contextmanager
 def evaluating(denoiser: object) -> Iterator[None]:
-    """Evaluation mode (no dropout) for the network of a denoiser, wrapped or not, put back as it was on leaving."""
-    root = module_of(denoiser)
-    training = [module for module in root.modules() if module.training] if root is not None else []
+    """Evaluation mode (no dropout) for the networks of a denoiser, those that guide it too, put back as it was on leaving."""
+    training = [module for network in networks(denoiser) for module in network.modules() if module.training]
     try:
         for module in training:
             module.training = False

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ornstein import figures, model
 from ornstein.config import Recipe, TrainConfig
+from ornstein.image.classifier import ClassifierSystem
 from ornstein.kinds import Model
 from ornstein.noise import Noise
 from ornstein.system import System
@@ -133,16 +134,15 @@ class Keeper(Callback):
     def picture(self, trainer: lightning.Trainer) -> None:
         """Draw samples with the averaged weights into samples/, and images into the TensorBoard log."""
         system = self.ema.system
+        if isinstance(system, ClassifierSystem):
+            return
         path = self.out / "samples" / f"step-{trainer.global_step:07d}.png"
-        if not isinstance(system, System):
-            figures.rows_picture(system.sample(figures.POINTS, noise=Noise(0)), system.contract, path)
-            return
+        calls, cond = (20, system.examples(16)) if isinstance(system, System) else (None, None)
         if len(system.contract.shape) == 1:
-            figures.rows_picture(system.sample(figures.POINTS, sampler=20, noise=Noise(0)), system.contract, path)
+            figures.rows_picture(system.sample(figures.POINTS, sampler=calls, noise=Noise(0)), system.contract, path)
             return
-        classes = len(system.contract.classes or ())
-        cond = {system.condition: [i % classes for i in range(16)]} if system.condition else None
-        grid = figures.image_grid(system.sample(16, cond=cond, sampler=20, noise=Noise(0)), system.contract, path)
+        drawn = system.sample(16, cond=cond, sampler=calls, noise=Noise(0))
+        grid = figures.image_grid(drawn, system.contract, path)
         if trainer.logger is not None:
             trainer.logger.experiment.add_image("samples", grid, trainer.global_step, dataformats="HWC")
 

@@ -29,6 +29,8 @@ from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError, inside, read_json
 from ornstein.hardware import half_precision
+from ornstein.image.cold import ColdSystem
+from ornstein.image.end_state import FITTED_ROWS
 from ornstein.kinds import Model
 from ornstein.losses import LossAware, Times
 from ornstein.noise import Noise
@@ -238,6 +240,9 @@ def train(
     system = model.build(recipe, contract)
     if init is not None:
         _start_from(system, init)
+    if isinstance(system, ColdSystem):
+        chosen = Noise(config.seed).permutation(len(data), stream="end states")[:FITTED_ROWS]
+        system.begin(data.batch(chosen)["x"], Noise(config.seed))
     if config.channels_last:
         model.arrange(system)
     if config.compile:
@@ -328,7 +333,7 @@ def _check_state(path: Path) -> None:
 def _check_same(recipe: Recipe, contract: Contract, out: Path) -> None:
     """InputError if the run in `out` is of another system or of other data: its state would not fit, or not mean the same."""
     before = model.read_recipe(out)
-    for name in ("condition", "process", "predicts", "learned_variance", "sigma_data", "net"):
+    for name in ("condition", "grid", "process", "predicts", "learned_variance", "sigma_data", "net"):
         old, new = getattr(before, name), getattr(recipe, name)
         if old != new:
             raise InputError(f"--resume: {name} is {new} here, was {old} in {str(out)!r}; use the same, or --init for a new run")

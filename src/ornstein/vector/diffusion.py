@@ -13,7 +13,7 @@ from ornstein.system import System
 
 def initialise(recipe: Recipe, contract: Contract, process: GaussianProcess | None = None) -> System:
     """The system that a recipe describes for rows (D,) under a contract; see `assemble`."""
-    return assemble(recipe, contract, lambda outputs, classes: perceptron(recipe, contract), process)
+    return assemble(recipe, contract, lambda outputs, conditions: perceptron(recipe, contract), process)
 
 
 def perceptron(recipe: Recipe, contract: Contract) -> MLP:

@@ -13,6 +13,7 @@ from ornstein.assemble import called, seeded
 from ornstein.config import LossConfig, Recipe, SamplerConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError
+from ornstein.guidance.line import Guidance
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.samplers import Adaptive, Draws, Hook, Plan
@@ -57,7 +58,7 @@ class DPMSystem:
         n: int,
         *,
         cond: CondInput = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
@@ -76,7 +77,7 @@ class DPMSystem:
         n: int,
         *,
         cond: CondInput = None,
-        guidance: float = 1.0,
+        guidance: Guidance = 1.0,
         sampler: Plan | Adaptive | int | None = None,
         noise: Noise,
         first: int = 0,
