@@ -172,6 +172,39 @@ FLOW = (
 )  # fmt: skip
 
 
+CONDITIONS = (
+    Mutation("prior variance left out of r²", "guidance/inverse.py", "(alpha2 * self.data_variance + sigma2)",
+             "(alpha2 + sigma2)", "guidance/test_inverse.py"),
+    Mutation("reconstruction without its half", "guidance/inverse.py", "align(self.weight * prediction.alpha",
+             "align(2 * self.weight * prediction.alpha", "guidance/test_inverse.py"),
+    Mutation("measurement not noised forward", "guidance/observed.py", "alpha * operator.pseudo_inverse(given.values)",
+             "operator.pseudo_inverse(given.values)", "guidance/test_observed.py"),
+    Mutation("projection with the level before the row", "guidance/observed.py", "self.process.moments(step.s)",
+             "self.process.moments(step.t)", "guidance/test_observed.py"),
+    Mutation("step not in x over its size", "guidance/observed.py", "for time in (step.t, step.s)", "for time in (step.t,)",
+             "guidance/test_observed.py"),
+    Mutation("cases mixed", "guidance/restore.py", "torch.arange(cases).repeat_interleave(draws)",
+             "torch.arange(cases).repeat(draws)", "guidance/test_restore.py"),
+    Mutation("DDRM, eta_b without its noise", "guidance/ddrm.py", "(after**2 - (eta_b * spread) ** 2)", "(after**2 - 0 * spread)",
+             "guidance/test_ddrm.py"),
+    Mutation("RePaint without the way back", "guidance/repaint.py", "            k -= jump\n", "", "guidance/test_repaint.py"),
+    Mutation("own class forgotten", "guidance/classifier.py", "logits.log_softmax(1).gather", "logits.gather",
+             "guidance/test_classifier.py"),
+    Mutation("mean shift by the standard deviation", "guidance/classifier.py", "step.std**2", "step.std",
+             "guidance/test_classifier.py"),
+    Mutation("guided outside the interval", "guidance/line.py", "            return 1.0\n", "            pass\n",
+             "guidance/test_classifier_free.py"),
+    Mutation("cold: algorithm 2 is algorithm 1", "image/cold.py", "x - degrade(s) + degrade(r)", "degrade(r)",
+             "image/test_cold.py"),
+    Mutation("ensemble forgets its size", "metrics/ensemble.py", "error / math.sqrt(1 + 1 / self.draws.shape[1])", "error",
+             "metrics/test_ensemble.py"),
+    Mutation("measured offset kept", "measured.py", "values = values - operator(constant)",
+             "values = values + operator(constant)", "test_cli_restore.py"),
+    Mutation("shown measurement without its noise", "condition.py", " * self.lift(z)", " * 0 * self.lift(z)",
+             "test_condition.py"),
+)  # fmt: skip
+
+
 def run_tests(tree: Path, tests: str) -> tuple[bool, float, str]:
     """Whether `tests` pass in `tree`, the seconds they took, and the line of pytest that says most."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -199,7 +232,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose name, file or tests contain this")
     parser.add_argument("--out", type=Path, help="write the JSON summary here as well")
     arguments = parser.parse_args()
-    candidates = [*MUTATIONS, *FLOW, *CALIBRATION, *(LOSSES if list((ROOT / "tests" / "losses").glob("test_*.py")) else ())]
+    candidates = [*MUTATIONS, *LOSSES, *FLOW, *CALIBRATION, *CONDITIONS]
     chosen = [m for m in candidates if arguments.only in f"{m.name} {m.file} {m.tests}"]
     records = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:

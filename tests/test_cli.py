@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 
 import tiny
-from ornstein import config, figures, model, process, samplers
+from ornstein import config, figures, model, operator, process, samplers
 from ornstein.evaluate import relabel
 from ornstein.grid import GRIDS
+from ornstein.guidance import METHODS
 from ornstein.image.data import from_arrays
+from ornstein.process.cold import COLD
 from tiny import Ended, Run
 
 
@@ -353,7 +355,8 @@ def test_list_names_everything(run: Run) -> None:
     ended = run("list")
     assert ended.code == 0
     named = {line.split()[0] for line in ended.out.splitlines() if line.startswith("  ")}
-    assert named == {*config.bundled(), *samplers.ALL, *samplers.ADAPTIVE, *process.ALL, *GRIDS, *figures.GALLERY}
+    tables = (samplers.ALL, samplers.ADAPTIVE, process.ALL, GRIDS, figures.GALLERY, COLD, METHODS, operator.usage())
+    assert named == {*config.bundled(), *(name for table in tables for name in table)}
     assert all(len(line.split()) > 2 for line in ended.out.splitlines() if line.startswith("  "))
 
 

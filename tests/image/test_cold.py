@@ -216,7 +216,7 @@ def test_the_loss_by_hand(norm: str) -> None:
         x_s = system.process.degrade(x0[i : i + 1], s, Noise(3).normal((1, 1, 8, 8), stream="state", step=7, first=i))
         off = system.net(x_s, torch.tensor([s])).detach() - x0[i : i + 1]
         want = off.abs().mean() if norm == "l1" else off.square().mean()
-        assert float(losses[i]) == pytest.approx(float(want), rel=1e-5)
+        assert float(losses[i].detach()) == pytest.approx(float(want), rel=1e-5)
     assert sorted(seen) == [1, 1, 2, 2, 3, 3, 4, 4]  # every severity its share, 0 never
     parts = [system.loss({"x": data["x"][k : k + 4]}, Noise(3), step=7, first=k, total=8) for k in (0, 4)]
     assert torch.allclose(torch.cat(parts), losses, rtol=1e-5)
@@ -369,7 +369,7 @@ def test_training_learns_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     _, held = tiny.digits(recipe())
     x = held.batch(range(100))["x"]
     fresh = model.build(recipe(), held.contract)
-    before = float(fresh.loss({"x": x}, Noise(0)).mean())
+    before = float(fresh.loss({"x": x}, Noise(0)).mean().detach())
     assert float(whole.loss({"x": x}, Noise(0)).mean()) < 0.9 * before
     # the end states are those of the data
     ends = whole.process.degrade(held.contract.encode(held.batch(range(359))["x"]), 4)
