@@ -126,8 +126,9 @@ class Method:
 _COMMON = ("noise", "cond", "first", "ticks")
 
 METHODS: dict[str, Method] = {
-    "pigdm": Method(pigdm),
-    "moment_matching": Method(moment_matching),
+    # noise on the way takes back what a normal likelihood about one x0hat misjudged while x_t was noisy
+    "pigdm": Method(pigdm, ancestral, 50),
+    "moment_matching": Method(moment_matching, ancestral, 50),
     "reconstruction": Method(reconstruction, ancestral, 100),
     "dps": Method(dps, ancestral, 100),
     "mcg": Method(mcg, ancestral, 100),
