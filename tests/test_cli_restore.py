@@ -189,3 +189,14 @@ def test_the_picture_has_a_column_for_everything_known(tmp_path: Path) -> None:
             sizes.append(picture.size[0])
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
+
+
+def test_pigdm_is_told_the_variance_of_the_data(tiny_model: Path) -> None:
+    system = model.load(tiny_model)
+    given = Given(torch.full((1, 1, 4, 4), 7.0), parse("down:2", (1, 8, 8), Noise(0)), noise_std=0.5)
+    drawn = [
+        system.restore(given, options=options, draws=2, sampler=3, noise=Noise(5)).draws
+        for options in (None, {"data_variance": system.contract.std**2}, {"data_variance": 1.0})
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1])
+    assert float((drawn[0] - drawn[2]).abs().max()) > 1e-3

@@ -258,14 +258,15 @@ class System:
         """`draws` of the data behind each measurement y = A(x) + noise, in the data's own units, as `given`: `ornstein.restore`.
 
         The model need not have been trained for A; `sampler` is a plan or a number of calls, None the method's own; `cond` has a
-        value for all or one per measurement.
+        value for all or one per measurement. PiGDM is told the variance of the data unless `options` say another.
         """
         if not isinstance(sampler, Plan | int | None):
             raise InputError(f"sampler {sampler.name} has no rows to guide between; give a plan or a number of calls")
         plan, calls = (sampler, None) if isinstance(sampler, Plan) else (None, sampler)
+        told = {"data_variance": self.contract.std**2} if method == "pigdm" else {}
         ensemble = restore(
             self.shaped_denoiser(guidance=guidance), in_model_units(given, self.contract), method=method, plan=plan, calls=calls,
-            draws=draws, noise=noise, options=options, cond=self.conditions(cond, len(given)),
+            draws=draws, noise=noise, options={**told, **(options or {})}, cond=self.conditions(cond, len(given)),
             batch_size=batch_size or self.chunk, device=self.device, progress=progress,
         )  # fmt: skip
         return Ensemble(self.contract.decode(ensemble.draws))
