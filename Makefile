@@ -48,6 +48,8 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	for part in stationary friction annealing; do $(BIN)/python benchmarks/langevin.py --part $$part || exit 1; done
 	for part in equal own bad nonlinear; do $(BIN)/python benchmarks/own_process.py --part $$part || exit 1; done
 	for part in identity roll40 roll200 heartbeat; do $(BIN)/python benchmarks/dpm2015.py --part $$part || exit 1; done
+	for part in exact samplers; do $(BIN)/python benchmarks/guidance.py --part $$part || exit 1; done
+	for part in oracles alone; do $(BIN)/python benchmarks/inverse.py --part $$part || exit 1; done
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 

@@ -19,7 +19,7 @@ from ornstein.guidance.line import Guidance
 from ornstein.guided import asks, guided, takes_label
 from ornstein.hardware import half_precision
 from ornstein.likelihood import BitsPerDim, Latents, LogProb, bits_per_dim, decode, encode, log_prob
-from ornstein.losses import Bound, DenoisingLoss, Discretised, MatchingLoss, bound
+from ornstein.losses import Bound, DenoisingLoss, Discretised, MatchingLoss, bound, mirrored
 from ornstein.measured import in_model_units
 from ornstein.metrics.ensemble import Ensemble
 from ornstein.noise import Noise
@@ -77,8 +77,7 @@ class System:
         x0 = self.contract.encode(batch["x"])
         n = len(x0)
         if self.flip:
-            mirrored = noise.uniform((n,), stream="flip", step=step, first=first) < 0.5
-            x0 = torch.where(mirrored.to(x0.device).reshape(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
+            x0 = mirrored(x0, noise, step=step, first=first)
         cond: dict[str, Tensor] | None = None
         if self.condition is not None:
             dropped = noise.uniform((n,), stream="condition", step=step, first=first) < self.condition_dropout

@@ -22,6 +22,7 @@ from ornstein.denoiser import Clipped, Condition, Denoises, Differentiable, Dyna
 from ornstein.files import InputError
 from ornstein.guidance.given import Given
 from ornstein.noise import Noise
+from ornstein.operator import conjugate_gradients
 from ornstein.process import GaussianProcess, align
 from ornstein.process.gaussian import Time
 
@@ -109,7 +110,9 @@ class MomentMatching:
             return _dot(probe, signal(probe.expand_as(look.residual))).to("cpu", torch.float64)
 
         noise = torch.as_tensor(look.noise_variance(probed), dtype=torch.float64)
-        solved = _conjugate_gradients(lambda w: signal(w) + align(noise, w) * w, look.residual, self.iterations)
+        solved = conjugate_gradients(
+            lambda w: signal(w) + align(noise, w) * w, look.residual, self.iterations, 10 * torch.finfo(x_t.dtype).eps
+        )
         return look.moved(operator.adjoint(solved))
 
 
@@ -222,24 +225,3 @@ def _trace(given: Given) -> Tensor:
 def _dot(v: Tensor, w: Tensor) -> Tensor:
     """⟨v, w⟩ of every sample, (B,)."""
     return (v * w).flatten(1).sum(1)
-
-
-def _conjugate_gradients(product: Callable[[Tensor], Tensor], y: Tensor, iterations: int) -> Tensor:
-    """product⁻¹ y (B, *), each sample's own: it stands still once it is solved to rounding, or where product is not positive."""
-    x, r = torch.zeros_like(y), y
-    p, rr = r, _dot(y, y)
-    solved = (10 * torch.finfo(y.dtype).eps) ** 2 * rr
-    going = rr > solved
-    for _ in range(iterations):
-        if not bool(going.any()):
-            break
-        q = product(p)
-        curvature = _dot(p, q)
-        going = going & (curvature > 0)
-        step = align(torch.where(going, rr / curvature, 0.0), y)
-        x, r = x + step * p, r - step * q
-        new = _dot(r, r)
-        p = r + align(torch.where(going, new / rr, 0.0), y) * p
-        rr = torch.where(going, new, rr)
-        going = going & (rr > solved)
-    return x

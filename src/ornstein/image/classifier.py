@@ -28,7 +28,7 @@ from ornstein.files import InputError
 from ornstein.guidance import ClassifierGuided, Guide, NoisyClassifier
 from ornstein.guidance.line import Scale
 from ornstein.image.data import ImageData
-from ornstein.losses import Times
+from ornstein.losses import Times, mirrored
 from ornstein.metrics import Record
 from ornstein.nets import HalfUNet
 from ornstein.noise import Noise
@@ -86,8 +86,7 @@ class ClassifierSystem:
         x0 = self.contract.encode(batch["x"])
         n = len(x0)
         if self.flip:
-            mirrored = noise.uniform((n,), stream="flip", step=step, first=first) < 0.5
-            x0 = torch.where(mirrored.to(x0.device).reshape(-1, 1, 1, 1), x0.flip(-1), x0)
+            x0 = mirrored(x0, noise, step=step, first=first)
         t, importance = self.times.draw(self.process, n, noise, step=step, first=first, total=total)
         eps = noise.normal(x0.shape, stream="train", step=step, first=first, dtype=x0.dtype, device=x0.device)
         logits = self.classifier(self.process.corrupt(x0, t, eps), t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ornstein.losses.augment import mirrored
 from ornstein.losses.bound import Bound, Discretised, GaussianDecoder, bound
 from ornstein.losses.denoising import WEIGHTS, DenoisingLoss
 from ornstein.losses.matching import MatchingLoss, score_at
@@ -18,5 +19,6 @@ __all__ = [
     "MatchingLoss",
     "Times",
     "bound",
+    "mirrored",
     "score_at",
 ]

@@ -1,6 +1,16 @@
 """Operators y = A(x): what inverse problems measure and cold diffusion degrades by."""
 
-from ornstein.operator.base import LARGEST, Constant, Mask, Matrix, Nonlinear, Operator, Spectrum, dense_spectrum
+from ornstein.operator.base import (
+    LARGEST,
+    Constant,
+    Mask,
+    Matrix,
+    Nonlinear,
+    Operator,
+    Spectrum,
+    conjugate_gradients,
+    dense_spectrum,
+)
 from ornstein.operator.channels import Channelwise, Separable
 from ornstein.operator.compose import Compose, Scaled
 from ornstein.operator.filters import Convolution, desaturate, down_sample, gaussian_blur, grey, motion_blur
@@ -26,6 +36,7 @@ __all__ = [
     "Separable",
     "Spectrum",
     "clip",
+    "conjugate_gradients",
     "dense_spectrum",
     "desaturate",
     "down_sample",

@@ -19,6 +19,8 @@ _RANK = 1e-6
 """Singular values below this part of the largest count as zero: float32 data say nothing about them."""
 _STEPS = 200
 """Conjugate gradients stop here at the latest."""
+_SOLVED = 1e-6
+"""The residual, relative to the right-hand side, at which they stop."""
 
 
 class Constant:
@@ -117,10 +119,13 @@ class Operator(ABC):
         the variance small, the directions it hardly measures are then left at 0. The limit is the pseudo-inverse there too.
         """
         self._demand_linear("a pseudo-inverse")
-        spectrum = self.spectrum
+        with torch.inference_mode(False), torch.no_grad():  # made once: gradients may be asked through it later
+            spectrum = self.spectrum
         gain, variance = (torch.as_tensor(part, dtype=torch.float64, device="cpu").reshape(-1, 1) for part in (gain, variance))
         if spectrum is None:
-            return _conjugate_gradients(self, y, gain, variance)
+            # the normal equations, whose right-hand side is always in range
+            a, b = (part.to(y).reshape(-1, *[1] * len(self.shape)) for part in (gain, variance))
+            return conjugate_gradients(lambda v: a * self.adjoint(self(v)) + b * v, self.adjoint(y), _STEPS, _SOLVED)
         s = spectrum.values
         below = gain * s**2 + variance
         weight = torch.where(below > 0, s / below.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
@@ -166,32 +171,31 @@ def dense_spectrum(matrix: Tensor, shape: Sequence[int]) -> Spectrum:
     )
 
 
-def _conjugate_gradients(operator: Operator, y: Tensor, gain: Tensor, variance: Tensor) -> Tensor:
-    """(gain·AᵀA + variance·I)⁻¹ Aᵀy, sample by sample: the same as `solve`, with a right-hand side that is always in range."""
-    column = (-1, *[1] * len(operator.shape))
-    a, b = gain.to(y).reshape(column), variance.to(y).reshape(column)
+def conjugate_gradients(product: Callable[[Tensor], Tensor], y: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """product⁻¹ y (B, *), sample by sample, for a linear product that is symmetric and positive, or nearly so.
 
-    def product(v: Tensor) -> Tensor:
-        return a * operator.adjoint(operator(v)) + b * v
+    A sample stands still, while others go on, once its residual is below `tolerance` times |y|, or where the product shows no
+    positive curvature; at most `iterations` products. Source: Hestenes and Stiefel 1952.
+    """
 
     def dot(v: Tensor, w: Tensor) -> Tensor:
-        return (v * w).flatten(1).sum(1).reshape(column)
+        return (v * w).flatten(1).sum(1).reshape(-1, *[1] * (y.ndim - 1))
 
-    def ratio(above: Tensor, below: Tensor) -> Tensor:
-        return torch.where(going & (below > 0), above / below.clamp(min=torch.finfo(below.dtype).tiny), 0.0)
-
-    r = operator.adjoint(y)
-    x, p, rr = torch.zeros_like(r), r, dot(r, r)
-    goal = 1e-12 * rr
-    for _ in range(_STEPS):
-        going = rr > goal
+    x, r, p, rr = torch.zeros_like(y), y, y, dot(y, y)
+    solved = tolerance**2 * rr
+    going = rr > solved
+    for _ in range(iterations):
         if not bool(going.any()):
             break
         q = product(p)
-        step = ratio(rr, dot(p, q))  # 0 for a sample that has converged: it stands still while others go on
+        curvature = dot(p, q)
+        going = going & (curvature > 0)
+        step = torch.where(going, rr / torch.where(going, curvature, 1.0), 0.0)
         x, r = x + step * p, r - step * q
         new = dot(r, r)
-        p, rr = r + ratio(new, rr) * p, torch.where(going, new, rr)
+        p = r + torch.where(going, new / torch.where(going, rr, 1.0), 0.0) * p
+        rr = torch.where(going, new, rr)
+        going = going & (rr > solved)
     return x
 
 
