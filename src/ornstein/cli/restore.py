@@ -120,7 +120,7 @@ def restore(
             raise InputError(f"{given[0]} is not for a cold model, which undoes its own degradation in one way; leave it out")
         whole = _read(data, loaded.contract.shape, measured)[:number]
         values, ensemble, what = _undone(loaded, whole, measured, sampler, calls, noise, batch, quiet)
-        inverse: Tensor | None = values
+        simple: dict[str, Tensor] = {"as degraded": values}
     else:
         system = with_denoiser(loaded, "restore")
         known, own = _operator(system, operator, method, noise)
@@ -147,12 +147,12 @@ def restore(
                 progress=not quiet,
             )  # fmt: skip
         what = f"{'amortised' if own else method or 'pigdm'} from {known}"
-        inverse = known.pseudo_inverse(values) if known.linear else None
+        simple = {"pseudo-inverse": known.pseudo_inverse(values)} if known.linear else {}
     truth = None if measured else whole
     _write(out, loaded, values, ensemble, truth)
     print(f"{out}: {len(values)} x {ensemble.draws.shape[1]} draws, {what}")
     if truth is not None:
-        print(_verdict(loaded, inverse, ensemble, truth))
+        print(_verdict(loaded, simple, ensemble, truth))
 
 
 def _operator(system: System, text: str | None, method: str | None, noise: Noise) -> tuple[Operator, bool]:
@@ -229,7 +229,7 @@ def _options(pairs: list[str] | None) -> dict[str, float]:
     return found
 
 
-def _verdict(system: Model, inverse: Tensor | None, ensemble: Ensemble, truth: Tensor) -> str:
+def _verdict(system: Model, simple: dict[str, Tensor], ensemble: Ensemble, truth: Tensor) -> str:
     """How near the truth the restored data are, in a line."""
     from ornstein.metrics import psnr
 
@@ -237,9 +237,7 @@ def _verdict(system: Model, inverse: Tensor | None, ensemble: Ensemble, truth: T
     span = high - low if low is not None and high is not None else float(truth.max() - truth.min()) or 1.0
     draws = ensemble.draws.cpu()
     shown = {"mean of the draws": ensemble.mean.cpu(), "a draw": draws[:, 0]} if draws.shape[1] > 1 else {"the draw": draws[:, 0]}
-    if inverse is not None:
-        shown["pseudo-inverse"] = inverse
-    parts = [f"{name} {float(psnr(images, truth, span).mean()):.1f} dB" for name, images in shown.items()]
+    parts = [f"{name} {float(psnr(images, truth, span).mean()):.1f} dB" for name, images in {**shown, **simple}.items()]
     if draws.shape[1] >= LEAST_FOR_COVERAGE:
         parts.append(f"90 % intervals cover {100 * ensemble.coverage(truth.to(ensemble.draws)):.0f} % of the truth")
     return "PSNR: " + ", ".join(parts)
