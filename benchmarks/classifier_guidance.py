@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -43,18 +44,8 @@ def judged(samples: Tensor, asked: Tensor, classifiers: Path) -> tuple[float, fl
     return sum(shares) / len(shares), sum(spreads) / len(spreads)
 
 
-def main() -> None:
-    """Draw, judge, print the table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("runs/mnist-label"))
-    parser.add_argument("--classifier", type=Path, default=Path("runs/classifier-mnist"))
-    parser.add_argument("--classifiers", type=Path, default=Path("runs/classifiers"), help="--out of classifier.py")
-    parser.add_argument("-n", type=int, default=200)
-    parser.add_argument("--calls", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--clean", action="store_true", help="also guide by a classifier of clean images")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+def measure(arguments: argparse.Namespace) -> None:
+    """Draw at every scale, judge, print the tables, write JSON; InputError for models that do not suit or are missing."""
     system, guide = model.load(arguments.model), model.load(arguments.classifier)
     if not isinstance(system, System) or not isinstance(guide, ClassifierSystem):
         raise InputError("--model must be a diffusion model and --classifier a directory of ornstein train classifier-mnist")
@@ -88,5 +79,25 @@ def main() -> None:
         write_records(arguments.out, records)
 
 
+def main() -> int:
+    """Draw, judge, print the table, write JSON; return 0, or 2 for wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("runs/mnist-label"))
+    parser.add_argument("--classifier", type=Path, default=Path("runs/classifier-mnist"))
+    parser.add_argument("--classifiers", type=Path, default=Path("runs/classifiers"), help="--out of classifier.py")
+    parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clean", action="store_true", help="also guide by a classifier of clean images")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    try:
+        measure(arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

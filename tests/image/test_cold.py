@@ -282,11 +282,12 @@ def test_ones_own_degradation_is_given_again_on_loading(tmp_path: Path) -> None:
         model.load(tmp_path / "m", process=VP())
 
 
-def test_without_training_the_residual_restorer_leaves_its_input() -> None:
+def test_without_training_the_residual_restorer_says_what_its_input_says_by_itself() -> None:
     system = model.build(recipe(), made().contract)
     assert isinstance(system, ColdSystem)
     x = batch(2)["x"]
-    assert torch.allclose(system.restore(x, sampler="direct"), x, atol=1e-3)
+    undone = system.process.undo(system.contract.encode(x), system.process.steps, system.net.start.noise_std)
+    assert torch.allclose(system.restore(x, sampler="direct"), system.contract.decode(undone), atol=1e-3)
     plain = model.build(recipe("predicts=x0"), system.contract)
     assert isinstance(plain, ColdSystem)
     assert torch.allclose(plain.restore(x, sampler="direct"), torch.full_like(x, 127.5), atol=1e-3)

@@ -93,6 +93,35 @@ def test_each_sample_is_the_same_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_a_degraded_datum_says_by_itself(name: str) -> None:
+    """Linear ones: the minimum of |D(x, s) - x_s|² + noise_std²|x|², by a dense solution; the others know nothing."""
+    process, x = ALL[name], images()
+    s = torch.tensor([1, process.steps, 2, 1, process.steps]).clamp(max=process.steps)
+    x_s = process.degrade(x, s, states(process, x))
+    found = process.undo(x_s, s, 0.1)
+    if name not in ("blur", "blur, linear", "downsample", "desaturate"):
+        assert torch.equal(found, x_s)
+        return
+    eye = torch.eye(x[0].numel(), dtype=F64)
+    for i, level in enumerate(s.tolist()):
+        a = process.degrade(eye.reshape(-1, *SHAPE), level).flatten(1).mT
+        want = torch.linalg.solve(a.mT @ a + 0.01 * eye, a.mT @ x_s[i].flatten())
+        assert torch.allclose(found[i].flatten(), want, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_half_precision_around_it_changes_nothing(name: str) -> None:
+    """A network may run in bfloat16; what it is to undo is not rounded to three digits."""
+    process, x = ALL[name], images().float()
+    eps = None if process.state(x.shape, Noise(1)) is None else Noise(1).normal(x.shape)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        degraded = process.degrade(x, process.steps, eps)
+        undone = process.undo(degraded, process.steps, 0.01)
+    assert torch.equal(degraded, process.degrade(x, process.steps, eps))
+    assert torch.equal(undone, process.undo(degraded, process.steps, 0.01))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_corrupt_takes_the_nearest_severity_of_t(name: str) -> None:
     process, x = ALL[name], images()
     eps = states(process, x)

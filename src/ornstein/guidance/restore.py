@@ -64,24 +64,14 @@ def reconstruction(
     return run(guided, plan, x, noise=noise, cond=cond, first=first, after=hook, ticks=ticks)
 
 
-def dps(
-    denoiser: Denoises, plan: Plan, x: Tensor, given: Given, *, noise: Noise, cond: Condition = None, first: int = 0,
-    ticks: Ticks = None, travel: float = 8.0,
+def _by_gradient(
+    hook: type[DPS] | type[MCG], denoiser: Denoises, plan: Plan, x: Tensor, given: Given, *, noise: Noise, cond: Condition = None,
+    first: int = 0, ticks: Ticks = None, travel: float = 8.0,
 ) -> Tensor:  # fmt: skip
-    """Draws x0 (B, *) by a plan with the hook `DPS`, its step by `dps_step` of `travel`. Source: arXiv 2209.14687."""
-    hook = DPS(given, denoiser.process, dps_step(given.measured, plan.calls, travel))
+    """Draws x0 (B, *) by a plan with the hook `DPS` (arXiv 2209.14687) or `MCG` (arXiv 2206.00941), its step by `dps_step`."""
+    after = hook(given, denoiser.process, dps_step(given.measured, plan.calls, travel))
     guided = beneath_clipping(denoiser, Differentiable)
-    return run(guided, plan, x, noise=noise, cond=cond, first=first, after=hook, ticks=ticks)
-
-
-def mcg(
-    denoiser: Denoises, plan: Plan, x: Tensor, given: Given, *, noise: Noise, cond: Condition = None, first: int = 0,
-    ticks: Ticks = None, travel: float = 8.0,
-) -> Tensor:  # fmt: skip
-    """Draws x0 (B, *) by a plan with the hook `MCG`, its step by `dps_step` of `travel`. Source: arXiv 2206.00941."""
-    hook = MCG(given, denoiser.process, dps_step(given.measured, plan.calls, travel))
-    guided = beneath_clipping(denoiser, Differentiable)
-    return run(guided, plan, x, noise=noise, cond=cond, first=first, after=hook, ticks=ticks)
+    return run(guided, plan, x, noise=noise, cond=cond, first=first, after=after, ticks=ticks)
 
 
 def replacement(
@@ -130,8 +120,8 @@ METHODS: dict[str, Method] = {
     "pigdm": Method(pigdm, ancestral, 50),
     "moment_matching": Method(moment_matching, ancestral, 50),
     "reconstruction": Method(reconstruction, ancestral, 100),
-    "dps": Method(dps, ancestral, 100),
-    "mcg": Method(mcg, ancestral, 100),
+    "dps": Method(partial(_by_gradient, DPS), ancestral, 100),
+    "mcg": Method(partial(_by_gradient, MCG), ancestral, 100),
     "replacement": Method(replacement, ancestral, 100),
     # only the times of its plan count, which must begin where eps says something of x0
     "ddrm": Method(_ddrm, partial(dpm_solver_multistep, order=1, grid="uniform"), 20),

@@ -38,11 +38,8 @@ from ornstein.system import CHUNK, CondInput
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.square}
 """The loss per number of a datum, of R(x_s, s) - x0; the paper's tables are of l1."""
 PREDICTS = ("x0", "residual")
-"""What the network says: the clean datum itself, or what x_s lacks of it."""
+"""What the network says: the clean datum itself, or what `Degradation.undo` lacks of it."""
 SAMPLERS = ("improved", "naive", "direct")
-
-_FAINTEST = 1e-4
-"""Standard deviations below this, in model units, are rounding, and are not enlarged."""
 
 Restores = Callable[[Tensor, Tensor], Tensor]
 """R(x_s, s) -> x0 for x_s (B, *) and severities s (B,) int64."""
@@ -112,22 +109,21 @@ def restore(
 class Restorer(nn.Module):
     """R(x_s, s) -> x0 by a network net(x, c_noise, cond) with c_noise = s, and the law of the end states it starts from.
 
-    The network sees (B, 2C, H, W): x_s, and x_s with each channel brought to mean 0 and standard deviation 1. After twenty blurs
-    all that is left of a digit's shape is a ripple of a thousandth of its grey, which the second shows and the first does not.
-    `predicts` "x0": the network's output is x0; "residual": x0 - x_s, so that an untrained one leaves x_s as it is.
+    The network sees (B, 2C, H, W): x_s, and what x_s says by itself, `Degradation.undo` with the noise of the end states. After
+    twenty blurs a digit's shape is a ripple of a millionth of its grey, which the second shows and the first does not.
+    `predicts` "x0": the network's output is x0; "residual": what the second lacks of x0, so that an untrained one returns it.
     """
 
-    def __init__(self, net: nn.Module, start: EndState, predicts: str = "residual") -> None:
+    def __init__(self, net: nn.Module, start: EndState, process: Degradation, predicts: str = "residual") -> None:
         super().__init__()
         if predicts not in PREDICTS:
             raise ValueError(f"predicts={predicts!r} is not one of {', '.join(PREDICTS)}, what a cold network says")
-        self.net, self.start, self.predicts = net, start, predicts
+        self.net, self.start, self.process, self.predicts = net, start, process, predicts
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        deviation, mean = torch.std_mean(x, dim=(2, 3), keepdim=True)
-        flat = (x - mean) / deviation.clamp(min=_FAINTEST)
-        said = self.net(torch.cat([x, flat], 1), s.to(x), None).to(x.dtype)
-        return x + said if self.predicts == "residual" else said
+        plain = self.process.undo(x, s, self.start.noise_std)
+        said = self.net(torch.cat([x, plain], 1), s.to(x), None).to(x.dtype)
+        return plain + said if self.predicts == "residual" else said
 
 
 @dataclass(eq=False)
@@ -345,6 +341,6 @@ def initialise(recipe: Recipe, contract: Contract, process: Process | None = Non
         refusal: dict[str, Any] = {"x0": torch.zeros(1, *shape), "s": chosen.steps, "eps": torch.zeros(1, *shape)}
         called(chosen.degrade, refusal, "process.options")
     net = seeded(recipe, lambda: unet(recipe, contract, shape[0], {"in_channels": 2 * shape[0]}))
-    restorer = called(Restorer, {"net": net, "start": start, "predicts": recipe.predicts}, "predicts")
+    restorer = called(Restorer, {"net": net, "start": start, "process": chosen, "predicts": recipe.predicts}, "predicts")
     chosen_sampler = restoration(sampler.name, chosen.steps, sampler.calls)
     return ColdSystem(contract, chosen, restorer, chosen_sampler, loss.objective, Times(low_discrepancy=loss.low_discrepancy))

@@ -53,8 +53,16 @@ class Degradation(Process):
         if self.random and (eps is None or eps.shape != x0.shape):
             have = None if eps is None else tuple(eps.shape)
             raise ValueError(f"eps={have} must be normals of shape {tuple(x0.shape)}: they say what happens to each datum")
-        degraded = self._degrade(x0, levels, eps)
+        with torch.autocast(x0.device.type, enabled=False):  # training in half precision must not round what is undone later
+            degraded = self._degrade(x0, levels, eps)
         return degraded if bool(levels.all()) else torch.where(align(levels == 0, x0).bool(), x0, degraded)
+
+    def undo(self, x_s: Tensor, s: Level, noise_std: float) -> Tensor:
+        """What x_s (B, *) says of x0 by itself, without a network: x_s, unless the degradation is linear along axes.
+
+        There it is the regularised inverse, argmin |D(x, s) - x_s|² + noise_std²|x|²: what noise of `noise_std` would drown is 0.
+        """
+        return x_s
 
     def level(self, t: Time) -> Tensor:
         """The severity nearest to t·steps, int64 of t's shape; 0 for None, clean data."""
@@ -88,9 +96,42 @@ class _Axes(Degradation):
     def _degrade(self, x0: Tensor, s: Tensor, eps: Tensor | None) -> Tensor:
         x = x0
         for axis, matrices in self._maps(tuple(x0.shape[1:])).items():
-            chosen = matrices[s].to(x).reshape(len(x), *[1] * (x.ndim - 3), *matrices.shape[1:])
-            x = (x.movedim(axis, -1) @ chosen.mT).movedim(-1, axis)
+            x = _along(axis, matrices[s], x)
         return x
+
+    def undo(self, x_s: Tensor, s: Level, noise_std: float) -> Tensor:
+        """The regularised inverse in the singular vectors of the maps, U diag(a) Vᵀ: a / (a² + noise_std²) for each product a."""
+        levels = torch.as_tensor(s, device="cpu").expand(len(x_s))
+        factors = _decomposed(self, tuple(x_s.shape[1:]))
+        x, gains = x_s, torch.ones(len(x_s), *[1] * (x_s.ndim - 1), dtype=torch.float64)
+        with torch.autocast(x_s.device.type, enabled=False):
+            for axis, (u, values, _) in factors.items():
+                x = _along(axis, u[levels].mT, x)
+                along = [len(x_s)] + [1] * (x_s.ndim - 1)
+                along[axis] = values.shape[-1]
+                gains = gains * values[levels].reshape(along)
+            gains = gains / (gains.square() + max(noise_std, _ROUNDING) ** 2)
+            x = x * gains.to(x)
+            for axis, (_, _, v) in factors.items():
+                x = _along(axis, v[levels].mT, x)
+        return x
+
+
+_ROUNDING = 1e-7
+"""What float32 data do not say of themselves, whatever their noise."""
+
+
+def _along(axis: int, matrices: Tensor, x: Tensor) -> Tensor:
+    """x (B, *) times the matrices (B, n, n), each along an axis of its datum."""
+    chosen = matrices.to(x).reshape(len(x), *[1] * (x.ndim - 3), *matrices.shape[1:])
+    return (x.movedim(axis, -1) @ chosen.mT).movedim(-1, axis)
+
+
+@lru_cache(maxsize=16)
+def _decomposed(degradation: _Axes, shape: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """For each axis U (T + 1, n, n), the singular values (T + 1, n) and Vᵀ of a degradation's maps."""
+    maps = degradation._maps(shape)
+    return {axis: tuple(torch.linalg.svd(matrices)) for axis, matrices in maps.items()}
 
 
 GROWTH: dict[str, Callable[[float, float, int], float]] = {
