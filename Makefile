@@ -22,7 +22,7 @@ demo: .venv/installed  ## train the class-conditional digits, draw them, measure
 	@echo "open $(DEMO)/card.md, $(DEMO)/samples.png, $(DEMO)/strip.png"
 
 test: .venv/installed-test  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed-test  ## lint, format, types
 	$(BIN)/ruff check .

@@ -31,8 +31,16 @@ def two_modes(chosen: GaussianProcess) -> MixtureDenoiser:
     return MixtureDenoiser(MODES, torch.full((2,), 0.1), torch.tensor([0.4, 0.6], dtype=torch.float64), chosen)
 
 
+_density = gallery.density
+
+
+def coarse_density(axes: Axes, law: MixtureDenoiser, t: float | None, limit: float, side: int = 0) -> None:
+    """The shades of a law on 40 × 40 places, whatever the side."""
+    _density(axes, law, t, limit, 40)
+
+
 def cheap_scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
-    """Two modes; figures of it draw few points and cool thirty runs for at most 60 steps."""
+    """Two modes; figures of it draw few points and coarse densities, and cool thirty runs for at most 60 steps."""
     for module in (gallery, animate, figures):
         monkeypatch.setattr(module, "POINTS", POINTS)
     full = gallery.wells_runs
@@ -42,6 +50,7 @@ def cheap_scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
     for module in (gallery, animate):
         monkeypatch.setattr(module, "wells_runs", short)
+    monkeypatch.setattr(gallery, "density", coarse_density)
     return Scene(two_modes, Noise(0))
 
 
@@ -66,9 +75,9 @@ def percents(axes: Axes) -> list[int]:
     return [int(number) for number in re.findall(r"(\d+) %", axes.get_title())]
 
 
-def panels_with_ink(figure: Figure, path: Path) -> None:
+def panels_with_ink(figure: Figure, path: Path, dpi: int = 70) -> None:
     """Save a figure, and see that every panel of the picture has more than one colour within its frame."""
-    figures.save(figure, path)
+    figures.save(figure, path, dpi=dpi)
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L")).astype(float)
     assert figure.axes

@@ -167,7 +167,7 @@ def test_rows_are_shown_beside_data(columns: int, tmp_path: Path, monkeypatch: p
     x = torch.from_numpy(values)
     vectors.rows_picture(x + 1, data.contract, tmp_path / "x.png", beside=x)
     monkeypatch.undo()
-    panels_with_ink(drawn[0], tmp_path / "x.png")
+    panels_with_ink(drawn[0], tmp_path / "x.png", dpi=130)
     if columns == 2:
         assert [axes.get_title() for axes in drawn[0].axes] == ["data", "samples"]
         assert torch.allclose(offsets(drawn[0].axes[1]) - offsets(drawn[0].axes[0]), torch.ones(50, 2).double())

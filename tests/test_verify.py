@@ -15,13 +15,19 @@ from ornstein.process import VP, GaussianProcess
 from ornstein.samplers import Plan, Row, Sampler
 from ornstein.samplers.frame import Frame, floats
 from ornstein.samplers.plan import Terms
-from ornstein.verify import CLAIMS, Bench, Claim, examine, page, table, verify
+from ornstein.verify import CLAIMS, Bench, Claim, examine, measure, page, table, verify
 from tiny import Run
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     return Bench.of("vp", VP())
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders measured between 96 and 192 calls alone, where every sampler below has its order unless it is edited."""
+    monkeypatch.setattr(measure, "FINE", ((96, 192),))
 
 
 Edit = Callable[[GaussianProcess, int, Row, Plan], Row]
@@ -133,11 +139,13 @@ WRONG: dict[str, Claim] = {
 }
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_sampler_is_caught(name: str, bench: Bench) -> None:
     assert examine(name, WRONG[name], bench).failures
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_edits_alone_change_nothing(bench: Bench) -> None:
     same = edited(samplers.dpm_solver_pp, lambda process, k, row, plan: row)
     assert not examine("same", Claim(same, 2, constants=True), bench).failures
@@ -158,12 +166,14 @@ def test_claims_hold(name: str, bench: Bench) -> None:
     assert set(found.errors) == ({20, 50} if name == "pndm" else {5, 10, 20, 50})
 
 
+@pytest.mark.usefixtures("coarse")
 def test_known_bias_of_the_two_variances(bench: Bench) -> None:
     # β̃ is too small and β too large for data that are neither a point nor wide
     assert examine("a", CLAIMS["ancestral(posterior)"], bench).std_bias < 0
     assert examine("b", CLAIMS["ancestral(transition)"], bench).std_bias > 0
 
 
+@pytest.mark.usefixtures("coarse")
 def test_table_and_page(tmp_path: Path) -> None:
     results = verify({name: CLAIMS[name] for name in ("ddim", "ddim(1)")}, {"vp": VP()})
     text = table(results)
@@ -192,6 +202,7 @@ number = 3
 """
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_command_checks_ones_own(run: Run) -> None:
     Path("my_module.py").write_text(MODULE)
     base = ["verify", "--quiet", "--process", "my_module:short"]

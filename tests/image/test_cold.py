@@ -270,6 +270,18 @@ def test_a_lower_level_is_restored_from_there() -> None:
     assert not torch.allclose(system.restore(degraded), want, atol=0.1)
 
 
+def test_grey_levels_that_drown_what_is_left_are_refused() -> None:
+    fine, images = made("sampler.options.noise_std=1.0e-6"), batch(3)["x"]
+    degraded, _ = fine.degrade(images, Noise(0))
+    assert fine.restore(degraded).shape == images.shape
+    with pytest.raises(InputError, match=r"whole grey levels, rounded by 0\.0023.*down to noise_std=1e-06.*noise_std=0\.005"):
+        fine.restore(degraded.round())
+    assert made("sampler.options.noise_std=0.002").restore(degraded.round()).shape == images.shape
+    masked = made("process={name: mask, options: {steps: 3}}", "sampler.options.noise_std=0")
+    hidden, eps = masked.degrade(images.round(), Noise(0))
+    assert masked.restore(hidden.round(), eps=eps).shape == images.shape
+
+
 def test_ones_own_degradation_is_given_again_on_loading(tmp_path: Path) -> None:
     own = Custom(4, lambda x, s, eps: x * (1 - s / 4))
     system = made(process=own)

@@ -158,7 +158,7 @@ def test_metropolis_removes_the_bias(dynamics: Dynamics, wrong: float | None) ->
     if wrong is not None:
         for metropolis, truth in ((False, wrong), (True, 1.0)):
             found = sample_boltzmann(
-                spring, normals(1000, 1), 400, dynamics=dynamics, noise=Noise(5), warmup=50, metropolis=metropolis
+                spring, normals(2000, 1), 200, dynamics=dynamics, noise=Noise(5), warmup=30, metropolis=metropolis
             )
             assert within(found.states.square(), truth)
         return
@@ -195,8 +195,8 @@ def within(values: Tensor, truth: float, bias: float = 0.0) -> bool:
     return bool(((flat.mean((0, 1)) - truth).abs() < 4.5 * error + bias * abs(truth)).all())
 
 
-def wells(dynamics: Dynamics, metropolis: bool, temperature: float = 1.0, seed: int = 7, draws: int = 200) -> Chains:
-    start = torch.where(torch.arange(300) % 2 == 0, 1.0, -1.0).double()[:, None]
+def wells(dynamics: Dynamics, metropolis: bool, temperature: float = 1.0, seed: int = 7, draws: int = 100) -> Chains:
+    start = torch.where(torch.arange(600) % 2 == 0, 1.0, -1.0).double()[:, None]
     return sample_boltzmann(
         double_well,
         start,
@@ -204,7 +204,7 @@ def wells(dynamics: Dynamics, metropolis: bool, temperature: float = 1.0, seed: 
         dynamics=dynamics,
         noise=Noise(seed),
         temperature=temperature,
-        warmup=300,
+        warmup=200,
         keep=5,
         metropolis=metropolis,
     )

@@ -122,7 +122,8 @@ class Restorer(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         plain = self.process.undo(x, s, self.start.noise_std)
-        said = self.net(torch.cat([x, plain], 1), s.to(x), None).to(x.dtype)
+        seen = torch.cat([x, plain], 1).to(next(self.net.parameters()).dtype)
+        said = self.net(seen, s.to(seen), None).to(x.dtype)
         return plain + said if self.predicts == "residual" else said
 
 
@@ -192,9 +193,21 @@ class ColdSystem:
         chosen = self._sampler(sampler, level)
         if not bool(x.isfinite().all()):
             raise InputError(f"x holds {int((~x.isfinite()).sum())} NaN or infinite numbers; give a whole image")
+        self._demand_precision(x)
         if self.process.random and eps is None and chosen.calls > 1 and not isinstance(self.process, Noising):
             raise InputError(f"eps is missing: {chosen.name} degrades again as x was; give its random state, or sampler='direct'")
         return self.contract.decode(self._run(self.contract.encode(x), chosen, eps, batch_size, progress))
+
+    def _demand_precision(self, x: Tensor) -> None:
+        """InputError for whole grey levels, where their rounding would drown what the inverse makes visible."""
+        trusted = self.net.start.noise_std
+        rounding = (self.contract.bin_width or 0.0) / math.sqrt(12)
+        if self.process.linear and rounding > 3 * trusted and bool((x == x.round()).all()):
+            raise InputError(
+                f"x holds whole grey levels, rounded by {rounding:.2g} in model units, and this model restores from what is left "
+                f"down to noise_std={trusted:g}; give the degraded images as floats (.npy, .npz), or train with "
+                f"sampler.options.noise_std={2 * rounding:.1g}"
+            )
 
     def sample(
         self,
@@ -278,19 +291,21 @@ class ColdSystem:
         if size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         parts, training = [], self.net.training
+        # the inverse of a blur enlarges what each step rounds: in float32 grain covers the digits
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
         total = math.ceil(len(x) / size) * sampler.calls
         ticks = iter(track(range(total), total, sampler.name, enabled=progress))
         try:
             self.net.eval()
             with torch.no_grad():
                 for at in range(0, len(x), size):
-                    part = x[at : at + size].to(self.device)
+                    part = x[at : at + size].to(self.device, precise)
                     own = None if eps is None else eps[at : at + size].to(part)
                     for r, state in restore(self.net, self.process, part, sampler, own):
                         part = state
                         if r < sampler.levels[0]:
                             next(ticks, None)
-                    parts.append(part)
+                    parts.append(part.float())
         finally:
             self.net.train(training)
         for _ in ticks:  # let the bar close

@@ -31,13 +31,14 @@ Level = int | Tensor
 
 
 class Degradation(Process):
-    """D(x0, s, eps) with severities s = 0 … `steps`; `random` tells whether eps matters.
+    """D(x0, s, eps) with severities s = 0 … `steps`; `random` tells whether eps matters, `linear` whether `undo` inverts it.
 
     A subclass gives `steps` and `_degrade`, which is called for s ≥ 1 (rows of s = 0 are put back as they were).
     """
 
     steps: int
     random: bool = False
+    linear: bool = False
 
     @abstractmethod
     def _degrade(self, x0: Tensor, s: Tensor, eps: Tensor | None) -> Tensor:
@@ -58,7 +59,7 @@ class Degradation(Process):
         return degraded if bool(levels.all()) else torch.where(align(levels == 0, x0).bool(), x0, degraded)
 
     def undo(self, x_s: Tensor, s: Level, noise_std: float) -> Tensor:
-        """What x_s (B, *) says of x0 by itself, without a network: x_s, unless the degradation is linear along axes.
+        """What x_s (B, *) says of x0 by itself, without a network: x_s, unless the degradation is `linear`.
 
         There it is the regularised inverse, argmin |D(x, s) - x_s|² + noise_std²|x|²: what noise of `noise_std` would drown is 0.
         """
@@ -89,6 +90,8 @@ class Degradation(Process):
 class _Axes(Degradation):
     """A linear degradation that acts along single axes: x_s = M_s x, a matrix for each axis."""
 
+    linear = True
+
     @abstractmethod
     def _maps(self, shape: tuple[int, ...]) -> dict[int, Tensor]:
         """For some axes of data of `shape`, counted from the end, the matrices M_0 … M_T, (T + 1, n, n) float64."""
@@ -110,15 +113,11 @@ class _Axes(Degradation):
                 along = [len(x_s)] + [1] * (x_s.ndim - 1)
                 along[axis] = values.shape[-1]
                 gains = gains * values[levels].reshape(along)
-            gains = gains / (gains.square() + max(noise_std, _ROUNDING) ** 2)
+            gains = gains / (gains.square() + max(noise_std, 1e-7) ** 2)  # float32 data say no more, whatever their noise
             x = x * gains.to(x)
             for axis, (_, _, v) in factors.items():
                 x = _along(axis, v[levels].mT, x)
         return x
-
-
-_ROUNDING = 1e-7
-"""What float32 data do not say of themselves, whatever their noise."""
 
 
 def _along(axis: int, matrices: Tensor, x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def ddim(
     rows = []
     for t, s in Frame(process, "x0").jumps(calls, grid, end):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = floats(process, t), floats(process, s)
-        variance = eta**2 * float(process.posterior(t, s).variance)
+        variance = eta**2 * float(process.posterior(t, s).variance) if eta else 0.0
         ratio = math.sqrt(max(sigma_s**2 - variance, 0.0)) / sigma_t
         rows.append(Row(t, s, ratio, ((0, alpha_s - alpha_t * ratio),), math.sqrt(variance)))
     return Plan(f"ddim(eta={eta:g})" if eta else "ddim", "x0", tuple(rows))
