@@ -50,6 +50,11 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	for part in identity roll40 roll200 heartbeat; do $(BIN)/python benchmarks/dpm2015.py --part $$part || exit 1; done
 	for part in exact samplers; do $(BIN)/python benchmarks/guidance.py --part $$part || exit 1; done
 	for part in oracles alone; do $(BIN)/python benchmarks/inverse.py --part $$part || exit 1; done
+	for recipe in cold-mnist cold-mnist-inpaint classifier-mnist; do $(BIN)/ornstein train $$recipe --data $(DATA)/mnist --out runs/$$recipe || exit 1; done
+	for part in blur mask generate; do $(BIN)/python benchmarks/cold.py --data $(DATA)/mnist --part $$part --out cold-$$part.json || exit 1; done
+	$(BIN)/python benchmarks/classifier_guidance.py --model runs/mnist-bench/ornstein --clean
+	$(BIN)/python benchmarks/restore.py --model runs/mnist-bench/ornstein --data $(DATA)/mnist --classifiers runs/classifiers --images 24
+	for part in train measure; do $(BIN)/python benchmarks/superres.py $$part --quick --out runs/superres-quick || exit 1; done
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 
