@@ -71,6 +71,16 @@ class Exact(nn.Module):
         return x0.reshape(x.shape).to(x) + 0 * self.dummy
 
 
+@pytest.mark.parametrize("text", ["down:2", "blur:gaussian,std=1"])
+def test_half_precision_around_it_changes_nothing(text: str) -> None:
+    """A network may train in bfloat16; what it is shown is what it will be shown in float32."""
+    condition = GridCondition(CONTRACT, parse(text, SHAPE, Noise(0)), 0.5)
+    x = Noise(0).normal((4, *SHAPE))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shown = condition.training(x, Noise(1))["grid"]
+    assert torch.equal(shown, condition.training(x, Noise(1))["grid"])
+
+
 def system_of(text: str, augmentation: float = 0.0, dropout: float = 0.0) -> System:
     """A system of the Gaussian data with the exact network."""
     grid = GridCondition(CONTRACT, parse(text, SHAPE, Noise(0)), augmentation)

@@ -65,13 +65,14 @@ class GridCondition:
 
     def measure(self, x: Tensor) -> Tensor:
         """y = A(x) (B, *measured_shape) of data x (B, *shape), both in the data's own units."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):  # half precision is for networks
             return self.operator(x)
 
     def lift(self, y: Tensor) -> Tensor:
         """L y (B, *shape): y itself if it has the shape of a datum, else A⁺y; units of y."""
         kept = self.operator.measured_shape == self.contract.shape and not isinstance(self.operator, Mask)
-        return y if kept else self.operator.pseudo_inverse(y)
+        with torch.autocast(y.device.type, enabled=False):
+            return y if kept else self.operator.pseudo_inverse(y)
 
     def training(self, x: Tensor, noise: Noise, *, step: int = 0, first: int = 0) -> dict[str, Tensor]:
         """The condition that data x (B, *shape) in their own units are trained with; sample i is keyed by (step, first + i)."""

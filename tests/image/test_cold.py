@@ -221,6 +221,15 @@ def test_grey_levels_that_drown_what_is_left_are_refused() -> None:
     assert masked.restore(hidden.round(), eps=eps).shape == images.shape
 
 
+def test_states_are_kept_in_double_precision() -> None:
+    """What a step rounds in float32 the inverse of the blur enlarges; samples are float32 again."""
+    system = made()
+    seen: list[torch.dtype] = []
+    system.net.register_forward_pre_hook(lambda net, arguments: seen.append(arguments[0].dtype))
+    assert system.sample(2, noise=Noise(0)).dtype == torch.float32
+    assert seen == [F64] * 4
+
+
 def test_ones_own_degradation_is_given_again_on_loading(tmp_path: Path) -> None:
     own = Custom(4, lambda x, s, eps: x * (1 - s / 4))
     system = made(process=own)
