@@ -51,9 +51,11 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	for part in exact samplers; do $(BIN)/python benchmarks/guidance.py --part $$part || exit 1; done
 	for part in oracles alone; do $(BIN)/python benchmarks/inverse.py --part $$part || exit 1; done
 	for recipe in cold-mnist cold-mnist-inpaint classifier-mnist; do $(BIN)/ornstein train $$recipe --data $(DATA)/mnist --out runs/$$recipe || exit 1; done
-	for part in blur mask generate; do $(BIN)/python benchmarks/cold.py --data $(DATA)/mnist --part $$part --out cold-$$part.json || exit 1; done
+	for part in blur mask generate known; do $(BIN)/python benchmarks/cold.py --data $(DATA)/mnist --part $$part --out cold-$$part.json || exit 1; done
 	$(BIN)/python benchmarks/classifier_guidance.py --model runs/mnist-bench/ornstein --clean
-	$(BIN)/python benchmarks/restore.py --model runs/mnist-bench/ornstein --data $(DATA)/mnist --classifiers runs/classifiers --images 24
+	$(BIN)/python benchmarks/restore.py --model runs/mnist-bench/ornstein --data $(DATA)/mnist --classifiers runs/classifiers --images 24 --methods pigdm dps mcg ddrm replacement
+	$(BIN)/ornstein train faces --set data.size=32 --data $(DATA)/faces/att_faces64_train.npz --max-time 25m --out runs/faces32
+	$(BIN)/python benchmarks/restore.py --model runs/faces32 --data $(DATA)/faces/att_faces64_train.npz --images 8 --methods pigdm dps mcg ddrm replacement --out restore-faces.json
 	for part in train measure; do $(BIN)/python benchmarks/superres.py $$part --quick --out runs/superres-quick || exit 1; done
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein

@@ -1,11 +1,11 @@
 """Classifier guidance on MNIST: asked-digit accuracy and diversity against the scale.
 
     ornstein train classifier-mnist --data ../shared/data/mnist --out runs/classifier-mnist
-    python benchmarks/classifier_guidance.py --out runs/classifier_guidance.json
+    python benchmarks/classifier_guidance.py --model runs/mnist --clean --out runs/classifier_guidance.json
 
-The unconditional branch of a label-conditional model is guided by the noise-conditional classifier at each scale, and by the
-classifier of clean images (seed 1 of runs/classifiers) through the predicted x0. The classifiers that judge (seeds 0 and 2)
-have not guided. Diversity is the mean, over the digits asked for, of the variance of the judges' features.
+An unconditional model, or the unconditional branch of a label-conditional one, is guided by the noise-conditional classifier at
+each scale, and by the classifier of clean images (seed 1 of runs/classifiers) through the predicted x0. The classifiers of seeds
+0 and 2, which judge, have not guided. Diversity is the mean, over the digits asked for, of the variance of the judges' features.
 """
 
 from __future__ import annotations

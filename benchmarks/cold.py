@@ -3,11 +3,14 @@
     python benchmarks/cold.py --part blur --out cold-blur.json
     python benchmarks/cold.py --part mask --out cold-mask.json
     python benchmarks/cold.py --part generate --out cold-generate.json
+    python benchmarks/cold.py --part known -n 300 --out cold-known.json
     python benchmarks/cold.py --part picture --out docs/images/cold-mnist.png
 
 - blur, mask: RMSE and SSIM of n of the 10,000 held-out digits (in 0 … 1), degraded and restored by each sampler, and the Fréchet
   distance of them to all 10,000 in the features of the classifiers that benchmarks/classifier.py trained (mean over those found).
 - generate: the same distance for samples from the learned end states of the blur, and the moments of these end states.
+- known: without any network, what x_T of the blur with noise of some size says of a digit: RMSE of the best linear estimate, also
+  corrected by its mean error at the 20 training digits whose estimates are nearest.
 - picture: blurred digits and digits with a hole: degraded, direct, naive, improved, truth; last generated digits.
 
 The models come from `ornstein train cold-mnist` and `cold-mnist-inpaint` with --data ../shared/data/mnist, in --models.
@@ -30,6 +33,7 @@ from ornstein.files import InputError
 from ornstein.image.cold import ColdSystem
 from ornstein.metrics import Extractor, Record, frechet_distance, load_extractor, ssim, table, write_records
 from ornstein.noise import Noise
+from ornstein.process.cold import COLD
 
 MODELS = {"blur": "cold-mnist", "mask": "cold-mnist-inpaint"}
 ORDER = ("direct", "naive", "improved")
@@ -110,6 +114,28 @@ def generation_records(folder: Path, classifiers: Path, digits: Tensor, n: int) 
     return records
 
 
+def known_records(train: Tensor, digits: Tensor, n: int) -> list[Record]:
+    """What blurred digits say with noise of 8 bits, of less, and of float32, in 0 … 1; half of the degraded beside them."""
+    blur = COLD["blur"]()
+    x, truth = (part.flatten(1).double() / 127.5 - 1 for part in (train, digits[:n]))
+    eye = torch.eye(x.shape[1], dtype=torch.float64)
+    a = blur.degrade(eye.reshape(-1, *digits.shape[1:]), blur.steps).flatten(1).mT
+    mean, covariance = x.mean(0), torch.cov(x[:8000].mT)
+    half = float((truth @ a.mT - truth).square().mean().sqrt()) / 4
+    records = [Record("rmse", half, n, "none", SEED, 0.0, note="half of the degraded")]
+    for std in (2e-3, 1e-4, 1e-6):
+        gain = torch.linalg.solve(a @ covariance @ a.mT + std**2 * eye, a @ covariance)
+        noise = (Noise(SEED).normal(y.shape, stream=str(k), dtype=torch.float64) for k, y in enumerate((x, truth)))
+        guesses = [mean + ((y - mean) @ a.mT + std * z) @ gain for y, z in zip((x, truth), noise, strict=True)]
+        near = torch.cdist(guesses[1].float(), guesses[0].float()).topk(20, largest=False).indices
+        restored = guesses[1] + (x - guesses[0])[near].mean(1)
+        for name, guess in (("linear", guesses[1]), ("with 20 neighbours", restored)):
+            error = float((guess - truth).square().mean().sqrt()) / 2
+            records.append(Record("rmse", error, n, "none", SEED, 0.0, note=f"{name}, noise {std:g}"))
+    print(table(records))
+    return records
+
+
 def picture(folder: Path, digits: Tensor, out: Path) -> None:
     """Rows of blurred digits, beside rows of digits with a hole if that model is there, and two rows of generated ones."""
     blocks = []
@@ -124,19 +150,21 @@ def picture(folder: Path, digits: Tensor, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=(*MODELS, "generate", "picture"), required=True)
+    parser.add_argument("--part", choices=(*MODELS, "generate", "known", "picture"), required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist"))
     parser.add_argument("--models", type=Path, default=Path("runs"))
     parser.add_argument("--classifiers", type=Path, default=Path("runs/classifiers"))
     parser.add_argument("-n", type=int, default=2000)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    held = read_digits(arguments.data)[0][TRAIN:]
+    images = read_digits(arguments.data)[0]
+    held = images[TRAIN:]
     parts: dict[str, Callable[[], list[Record]]] = {
         part: lambda part=part: restoration_records(part, arguments.models, arguments.classifiers, held, arguments.n)  # type: ignore[misc]
         for part in MODELS
     }
     parts["generate"] = lambda: generation_records(arguments.models, arguments.classifiers, held, arguments.n)
+    parts["known"] = lambda: known_records(images[:TRAIN], held, arguments.n)
     if arguments.part == "picture":
         picture(arguments.models, held, arguments.out)
     else:

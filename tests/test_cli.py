@@ -394,9 +394,9 @@ def test_help_is_quick_and_the_module_can_be_run() -> None:
     assert all(name in ended.stdout for name in ("train", "sample", "evaluate", "nll", "info", "list"))
     same = subprocess.run([sys.executable, "-m", "ornstein", "--help"], capture_output=True, text=True, check=True)
     assert same.stdout == ended.stdout
-    wrong = subprocess.run([command, "trian"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([command, "train", "digitz"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith('ornstein: error: Unknown command "trian"')
+    assert wrong.stderr.startswith("ornstein: error: recipe='digitz'")
     assert wrong.stderr.count("\n") == 1
 
 

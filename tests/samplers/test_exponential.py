@@ -94,7 +94,7 @@ def test_constant_v_is_integrated_exactly(key: str, name: str) -> None:
     assert constants(p, CASES[key].plan(p, 20, end=end), end, "v") < 1e-9
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
     key=st.sampled_from(of_kind("flow")), name=st.sampled_from(sorted(set(PROCESSES) - set(SILENT))), calls=st.integers(13, 40),
     spacing=st.sampled_from(sorted(GRIDS)), end=st.sampled_from([0.03, 0.3, 0.8]),
@@ -170,7 +170,7 @@ def same_rows(one: Plan, other: Plan, first: int = 0) -> None:
         assert dict(a.prior) == pytest.approx(dict(b.prior), rel=1e-9, abs=1e-11)
 
 
-@settings(max_examples=12)
+@settings(max_examples=20)
 @given(name=names, spacing=grids)
 def test_first_order_has_one_plan_and_many_names(name: str, spacing: tuple[str, int, float, float | None]) -> None:
     p = PROCESSES[name]
@@ -192,7 +192,7 @@ def test_first_order_has_one_plan_and_many_names(name: str, spacing: tuple[str, 
         same_states(p, one, other)
 
 
-@settings(max_examples=12)
+@settings(max_examples=20)
 @given(name=names, spacing=grids)
 def test_first_order_with_noise_too(name: str, spacing: tuple[str, int, float, float | None]) -> None:
     p = PROCESSES[name]
@@ -257,7 +257,7 @@ def test_unipc_is_sa_solver_without_noise_once_warm(name: str, spacing: tuple[st
                 same_rows(one, other, 2)
 
 
-@settings(max_examples=12)
+@settings(max_examples=20)
 @given(name=names, spacing=grids)
 def test_runge_kutta_in_the_ratio_has_other_names(name: str, spacing: tuple[str, int, float, float | None]) -> None:
     p = PROCESSES[name]
