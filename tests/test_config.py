@@ -28,6 +28,7 @@ SHAPES = {
 }  # fmt: skip
 CLASSIFIERS = {"classifier": (1, 8), "classifier-mnist": (1, 28)}
 COLD = {"cold-digits": (1, 8), "cold-mnist": (1, 28), "cold-mnist-inpaint": (1, 28)}
+SERIES = {"timegrad", "sssd", "csdi"}
 TABLES = {
     "swiss_roll", "eight_gaussians", "moons", "pinwheel", "checkerboard", "points", "dpm-swiss_roll", "dpm-heartbeat",
 }  # fmt: skip
@@ -97,7 +98,7 @@ def test_yaml_round_trip_of_any_recipe(
 
 
 def test_every_bundled_recipe_has_a_shape_here() -> None:
-    assert set(config.bundled()) == set(SHAPES) | set(CLASSIFIERS) | set(COLD) | TABLES
+    assert set(config.bundled()) == set(SHAPES) | set(CLASSIFIERS) | set(COLD) | TABLES | SERIES
 
 
 @pytest.mark.parametrize("name", config.bundled())

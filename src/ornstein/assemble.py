@@ -68,7 +68,7 @@ def assemble(
     return System(
         contract=contract,
         denoiser=denoiser,
-        loss_function=_loss(recipe, contract, process, sigma_data),
+        loss_function=make_loss(recipe, contract, process, sigma_data),
         plan=make_plan(process, recipe.sampler),
         condition=recipe.condition,
         condition_dropout=recipe.condition_dropout if recipe.condition else 0.0,
@@ -99,7 +99,8 @@ def seeded(recipe: Recipe, make: Callable[[], T]) -> T:
         return make()
 
 
-def _loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_data: float) -> DenoisingLoss | MatchingLoss:
+def make_loss(recipe: Recipe, contract: Contract, process: GaussianProcess, sigma_data: float) -> DenoisingLoss | MatchingLoss:
+    """The loss of a recipe for data under a contract."""
     config = recipe.loss
     times = (
         LossAware()

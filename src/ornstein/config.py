@@ -32,7 +32,8 @@ class Named(_Strict):
 class DataConfig(_Strict):
     """Where data come from and how they are brought to shape; `held_out` is the share kept out of training.
 
-    `rows` and `noise_std` are for laws by name (swiss_roll): how many points are drawn, with how much noise.
+    `rows` and `noise_std` are for laws by name (swiss_roll): how many points are drawn, with how much noise. `time`, `item` and
+    `value` name columns of series, `columns` their channels, `future` and `static` files of covariates.
     """
 
     source: str = "digits"
@@ -49,6 +50,12 @@ class DataConfig(_Strict):
     flip: bool = False
     rows: int = Field(default=20_000, ge=2)
     noise_std: float | None = Field(default=None, ge=0)
+    time: str | None = None
+    item: str | None = None
+    value: str | None = None
+    columns: list[str] | None = None
+    future: str | None = None
+    static: str | None = None
 
 
 class NetConfig(_Strict):
@@ -57,7 +64,7 @@ class NetConfig(_Strict):
     A `level_free` network is not told the noise level: what it gives must be of one size at all levels, as eps is.
     """
 
-    name: Literal["unet", "mlp"] = "unet"
+    name: Literal["unet", "mlp", "recurrent", "s4", "axial"] = "unet"
     level_free: bool = False
     options: Options = Field(default_factory=dict)
 
@@ -134,15 +141,38 @@ class GridConfig(_Strict):
     augmentation: float = Field(default=0.0, ge=0)
 
 
+class SequenceConfig(_Strict):
+    """Windows of series: `context` steps that are seen, then `horizon` that may be asked for.
+
+    Units of a window are by `scaling` (see `sequence.scaling.SCALINGS`). TimeGrad draws each step's change if `differences`, is
+    told the values at `lags` before it, and, if `level`, where the window lies and how far it spreads. Imputers are trained on
+    `masks`, laws by name with their weights. With `calendar`, features of the times are told. What is None is chosen from the
+    data and written down, as `frequency`, `features` and `covariates` (name: mean and standard deviation) are.
+    """
+
+    horizon: int = Field(default=24, ge=1)
+    context: int | None = Field(default=None, ge=2)
+    scaling: str | None = None
+    differences: bool | None = None
+    lags: list[int] | None = None
+    level: bool | None = None
+    calendar: bool = True
+    masks: dict[str, float] = Field(default_factory=lambda: {"random": 1.0, "block": 1.0, "blackout": 1.0, "forecast": 1.0})
+    frequency: str | None = None
+    features: list[str] | None = None
+    covariates: dict[str, tuple[float, float]] = Field(default_factory=dict)
+
+
 class Recipe(_Strict):
     """One system, from data to default sampler. `sigma_data` None means: measured on the training data."""
 
     format: Literal[1] = 1
-    system: Literal["image", "ncsn", "cold", "classifier", "vector", "dpm2015"] = "image"
+    system: Literal["image", "ncsn", "cold", "classifier", "vector", "dpm2015", "timegrad", "sssd", "csdi"] = "image"
     description: str = ""
     data: DataConfig = Field(default_factory=DataConfig)
     condition: Literal["label", "grid"] | None = None
     grid: GridConfig | None = None
+    sequence: SequenceConfig | None = None
     condition_dropout: float = Field(default=0.1, ge=0, le=1)
     process: Named = Field(default_factory=lambda: Named(name="edm"))
     predicts: str = "edm"

@@ -19,12 +19,13 @@ from ornstein.files import InputError, write_atomic
 from ornstein.image.classifier import ClassifierSystem, accuracy_by_level
 from ornstein.image.cold import ColdSystem
 from ornstein.image.data import ImageData
-from ornstein.kinds import Dataset, Model, with_denoiser
+from ornstein.kinds import Dataset, Model, OfSeries, sampled, with_denoiser
 from ornstein.likelihood import BitsPerDim, LogProb
 from ornstein.metrics import Extractor, Record
 from ornstein.noise import Noise
 from ornstein.parallel import shares
 from ornstein.samplers import RK45, Adaptive, Plan
+from ornstein.sequence.windows import SeriesData
 from ornstein.system import System
 from ornstein.train.callbacks import read_log
 from ornstein.vector import DPMSystem
@@ -38,8 +39,11 @@ SVM_PIXELS = 1024
 
 
 def divide(config: DataConfig, data: Dataset) -> tuple[Dataset, Dataset | None]:
-    """(training part, held-out part) as a recipe says: the last `held_out_last` data, or a random share."""
-    if config.held_out_last:
+    """(training part, held-out part) as a recipe says: the last `held_out_last` data (of series: steps), or a random share."""
+    if config.held_out_last and isinstance(data, SeriesData):
+        steps = max(len(one) for one in data.series)
+        return data.split(1 - config.held_out_last / steps, config.seed)
+    if config.held_out_last and not isinstance(data, SeriesData):
         cut = len(data) - config.held_out_last
         if cut < 2:
             raise InputError(f"data.held_out_last={config.held_out_last} leaves none of {len(data)} data to train on; lower it")
@@ -84,6 +88,7 @@ def evaluate(
     tabular = len(system.contract.shape) == 1
     if extractor is None:
         extractor = metrics.Columns() if tabular else metrics.Pixels()
+    system = sampled(system, "evaluate")
     start = time.monotonic()
     real = reference.batch(np.arange(len(reference)))["x"]
     cond = system.examples(n, real) if isinstance(system, System) else None
@@ -255,6 +260,9 @@ def draw_figures(out: Path, system: Model, held: Dataset, *, seed: int = 0) -> l
     if isinstance(system, ClassifierSystem):
         records = accuracy_by_level(system, held, seed=seed)
         figures.accuracy_curve(records, out / "accuracy.png")
+    elif isinstance(system, OfSeries):
+        assert isinstance(held, SeriesData)
+        figures.held_out_forecast(system, held, out / "samples.png", seed=seed)
     elif isinstance(system, ColdSystem):
         figures.image_grid(system.sample(64, noise=Noise(seed)), system.contract, out / "samples.png", columns=8)
         figures.restorations(system, held.batch(np.arange(min(4, len(held))))["x"], out / "strip.png", seed=seed)

@@ -281,8 +281,9 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file by name; InputError for another kind of file, a pickle, and numbers that are not finite."""
+def read_arrays(path: str | os.PathLike[str], *, missing: bool = False) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name; InputError for another kind of file, a pickle, and numbers that are not finite (NaN is
+    one where `missing` numbers are allowed)."""
     try:
         with np.load(path, allow_pickle=False) as loaded:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
@@ -291,7 +292,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}); nothing in it was run") from error
     for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        if np.issubdtype(array.dtype, np.floating) and not (np.isfinite(array) | (missing & np.isnan(array))).all():
             raise InputError(f"{path}: {name!r} holds NaN or infinity; remove these rows")
     return arrays
 

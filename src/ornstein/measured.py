@@ -18,6 +18,8 @@ def in_model_units(given: Given, contract: Contract) -> Given:
     `given` is in the data's own units, noise_std too. A mask stays a mask, so that measured values are those of x.
     InputError if the operator was made for data of another shape.
     """
+    if given.mask is not None:
+        return _each_mask(given, contract)
     operator = given.measured
     if operator.shape != contract.shape:
         raise InputError(
@@ -39,3 +41,14 @@ def in_model_units(given: Given, contract: Contract) -> Given:
     return Given(
         (values / unit).float(), Nonlinear(contract.shape, lambda x: operator(contract.decode(x)) / unit), noise_std=noise_std
     )
+
+
+def _each_mask(given: Given, contract: Contract) -> Given:
+    """Masks of their own stay masks: exact values are those of encoded x; noise needs channels of one scale."""
+    assert given.mask is not None
+    if tuple(given.values.shape[1:]) != contract.shape:
+        raise InputError(f"values have shape {tuple(given.values.shape)}, but the model's data {contract.shape}; make them alike")
+    if given.noise_std and len(set(contract.scale)) > 1:
+        raise InputError(f"noise_std={given.noise_std:g} means nothing to channels of different units; leave it out")
+    noise_std = given.noise_std and given.noise_std / abs(contract.scale[0])
+    return Given(contract.encode(given.values), mask=given.mask, noise_std=noise_std)

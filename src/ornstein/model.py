@@ -18,6 +18,7 @@ from ornstein.assemble import OWN, make_process
 from ornstein.calibration import weights_digest
 from ornstein.config import Named, Recipe
 from ornstein.contract import Contract
+from ornstein.denoiser import Denoiser
 from ornstein.files import (
     InputError,
     check_model_directory,
@@ -34,7 +35,10 @@ from ornstein.image.cold import ColdSystem, make_degradation
 from ornstein.kinds import KINDS, Model
 from ornstein.process import Process
 from ornstein.samplers import Plan
+from ornstein.sequence.imputer import ImputerSystem
+from ornstein.sequence.timegrad import TimeGradSystem
 from ornstein.system import System
+from ornstein.vector import DPMSystem
 
 CONFIG, WEIGHTS, DATA, CARD, METRICS, RESUME = (
     "config.yaml",
@@ -56,7 +60,7 @@ def save(directory: str | Path, recipe: Recipe, system: Model, weights: dict[str
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     state = weights if weights is not None else system.net.state_dict()
-    if isinstance(system, System | ColdSystem | ClassifierSystem) and not _same_process(recipe, system):
+    if not isinstance(system, DPMSystem) and not _same_process(recipe, system):
         recipe = recipe.model_copy(update={"process": Named(name=OWN)})
     with write_atomic(folder / CONFIG) as temporary:
         temporary.write_text(configs.dump(recipe), encoding="utf-8")
@@ -64,10 +68,11 @@ def save(directory: str | Path, recipe: Recipe, system: Model, weights: dict[str
     write_tensors(folder / WEIGHTS, state)
 
 
-def _same_process(recipe: Recipe, system: System | ColdSystem | ClassifierSystem) -> bool:
+def _same_process(recipe: Recipe, system: Model) -> bool:
     """Whether the recipe's name and options give the system's process."""
     if isinstance(system, ColdSystem):
         return recipe.process.name in processes.COLD and make_degradation(recipe) == system.process
+    assert not isinstance(system, DPMSystem)
     process = system.process if isinstance(system, ClassifierSystem) else system.denoiser.process
     return recipe.process.name in processes.ALL and make_process(recipe.process) == process
 
@@ -105,8 +110,8 @@ def load(directory: str | Path, *, device: torch.device | str | None = None, pro
     if device is not None:
         system.net.to(usable(device))
     system.net.requires_grad_(False).eval()
-    if isinstance(system, System):
-        system.calibrated = _calibrated(folder, system)
+    if isinstance(system, System | TimeGradSystem | ImputerSystem):
+        system.calibrated = _calibrated(folder, system.denoiser)
     if recipe.train.channels_last:
         arrange(system)
     return system
@@ -143,12 +148,12 @@ def save_plan(directory: str | Path, plan: Plan, guidance: float = 1.0) -> Path:
     return path
 
 
-def _calibrated(folder: Path, system: System) -> tuple[Plan, ...]:
+def _calibrated(folder: Path, denoiser: Denoiser) -> tuple[Plan, ...]:
     """The saved plans that were calibrated to these weights; a warning for those that were calibrated to others."""
     found = {name: plan for name, plan in plans(folder).items() if plan.calibration is not None}
     if not found:
         return ()
-    mine = weights_digest(system.denoiser)
+    mine = weights_digest(denoiser)
     for name, plan in list(found.items()):
         if plan.calibration is not None and plan.calibration.weights != mine:
             warnings.warn(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ornstein.condition import GridCondition
 from ornstein.contract import Contract
-from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision, describe
+from ornstein.denoiser import Clipped, Condition, Denoiser, Denoises, DynamicThreshold, HalfPrecision
 from ornstein.files import InputError
 from ornstein.grid import log_snr
 from ornstein.guidance import Given, restore
@@ -24,6 +24,7 @@ from ornstein.measured import in_model_units
 from ornstein.metrics.ensemble import Ensemble
 from ornstein.noise import Noise
 from ornstein.samplers import Adaptive, Draws, Hook, LangevinCorrector, Plan, Solver, default_plan, sample, sample_adaptive
+from ornstein.samplers.loop import fitted
 
 CHUNK, CHUNK_OF_ROWS = 64, 4096
 """Samples, or rows of a table, drawn at a time unless told otherwise: bounds memory, changes nothing else."""
@@ -160,14 +161,7 @@ class System:
 
     def plan_for(self, calls: int, *, guidance: Guidance = 1.0) -> Plan | None:
         """The plan calibrated for so many calls of these weights under this guidance, if there is one."""
-        if not self.calibrated:
-            return None
-        mine = describe(self.shaped_denoiser(guidance=guidance))
-        for plan in self.calibrated:
-            facts = plan.calibration
-            if facts is not None and plan.calls == calls and facts.measure == "flow" and facts.denoiser == mine:
-                return plan
-        return None
+        return fitted(self.calibrated, calls, self.shaped_denoiser(guidance=guidance)) if self.calibrated else None
 
     def shaped_denoiser(self, *, full_precision: bool = False, guidance: Guidance = 1.0) -> Denoises:
         """The denoiser with the precision, clipping or thresholding that the recipe asked for, and guidance.

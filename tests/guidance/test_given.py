@@ -65,3 +65,33 @@ def test_to_the_data() -> None:
         known.to(torch.zeros(3, 3))
     with pytest.raises(InputError, match=r"measures data of shape \(3,\), but these are \(1, 3\)"):
         known.to(torch.zeros(2, 1, 3))
+
+
+EACH = torch.tensor([[True, False, True], [False, True, True]])
+
+
+def test_masks_of_their_own_stay_masks() -> None:
+    known = Given(torch.tensor([[1.0, math.nan, 3.0], [math.nan, 5.0, 6.0]]), mask=EACH)
+    assert known.values.tolist() == [[1, 0, 3], [0, 5, 6]]
+    assert known.masks is not None
+    assert torch.equal(known.masks, EACH)
+    second = known.one(1)
+    assert second.values.tolist() == [[0, 5, 6]]
+    assert second.masks is not None
+    assert second.masks.tolist() == EACH[1:].tolist()
+    with pytest.raises(InputError, match="its own mask"):
+        _ = known.measured
+
+
+def test_one_mask_stands_for_all() -> None:
+    known = Given(torch.ones(2, 3), mask=MASK)
+    assert known.masks is not None
+    assert known.masks.tolist() == [MASK.tolist()] * 2
+    assert Given(torch.ones(2, 2), Matrix(torch.ones(2, 3))).masks is None
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="give booleans like the values"):
+        Given(torch.ones(3, 3), mask=EACH)
+    with pytest.raises(InputError, match="1 NaN or infinite"):
+        Given(torch.tensor([[1.0, 0, math.nan], [0, 5.0, 6.0]]), mask=EACH)

@@ -177,3 +177,16 @@ def test_networks_run_in_evaluation_mode_and_no_gradient_is_kept(method: str) ->
 def test_no_cases() -> None:
     empty = Given(torch.zeros(0, D), Mask(MASK))
     assert restore(network(VP()), empty, draws=3, calls=5, noise=Noise(0)).draws.shape == (0, 3, D)
+
+
+@pytest.mark.parametrize("method", ["pigdm", "replacement"])
+def test_masks_of_their_own_are_restored_one_by_one(method: str) -> None:
+    masks = torch.tensor([[True, False, True, False, False], [False, True, False, False, True], [True] * 4 + [False]])
+    values = normal(3, D, stream="y")
+    denoiser = GaussianDenoiser(*correlated(), VP())
+    options = {"calls": 8, "draws": 2, "noise": Noise(0), "method": method, "dtype": torch.float64}
+    together = restore(denoiser, Given(values, mask=masks), **options).draws  # type: ignore[arg-type]
+    for case in range(3):
+        # each as if all had its mask
+        alone = restore(denoiser, Given(values, mask=masks[case]), **options).draws[case]  # type: ignore[arg-type]
+        assert torch.allclose(together[case], alone, atol=1e-10)

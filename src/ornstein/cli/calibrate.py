@@ -11,6 +11,8 @@ from ornstein.cli.inputs import conditions_of, named_plan
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ornstein.denoiser import Denoises
+    from ornstein.kinds import OfSeries
     from ornstein.samplers import Plan
     from ornstein.system import System
 
@@ -72,7 +74,7 @@ def calibrate(
     from ornstein.calibration import calibrate as fit
     from ornstein.calibration import fine_flow
     from ornstein.files import InputError
-    from ornstein.kinds import with_denoiser
+    from ornstein.kinds import OfSeries, with_denoiser
     from ornstein.noise import Noise
     from ornstein.parallel import main_process
 
@@ -84,10 +86,22 @@ def calibrate(
     limit = None if max_time is None else minutes(max_time) / len(counts)
     if not main_process():
         return
-    system = with_denoiser(model.load(directory, device=device), "calibration")
-    process, shape, noise = system.denoiser.process, system.contract.shape, Noise(seed)
-    denoiser = system.shaped_denoiser(full_precision=True, guidance=guidance)
-    conditions = _everyone(system, cond, trajectories)
+    loaded = model.load(directory, device=device)
+    system: System | OfSeries
+    if isinstance(loaded, OfSeries):
+        if cond or guidance != 1:
+            raise InputError(
+                "--cond and --guidance are not for a model of series, whose plans are fitted to its training windows"
+            )
+        system, shape = loaded, loaded.drawn_shape
+        denoiser: Denoises = loaded.denoiser
+        conditions: dict[str, Tensor] | None = _windows(directory, loaded, trajectories)
+    else:
+        system = with_denoiser(loaded, "calibration")
+        shape = system.contract.shape
+        denoiser = system.shaped_denoiser(full_precision=True, guidance=guidance)
+        conditions = _everyone(system, cond, trajectories)
+    process, noise = system.denoiser.process, Noise(seed)
     starts = [_start(directory, system, sampler, grid, count) for count in counts]
     reference = fine_flow(
         denoiser, shape=shape, noise=noise, cond=conditions, calls=max(counts), trajectories=trajectories, batch_size=batch,
@@ -127,7 +141,7 @@ def _counts(text: str) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-def _start(directory: Path, system: System, sampler: str | None, grid: str | None, calls: int) -> Plan:
+def _start(directory: Path, system: System | OfSeries, sampler: str | None, grid: str | None, calls: int) -> Plan:
     """The plan to start from."""
     from ornstein.files import InputError
     from ornstein.samplers import ADAPTIVE, default_plan
@@ -142,6 +156,20 @@ def _start(directory: Path, system: System, sampler: str | None, grid: str | Non
             f"--calls {calls}: {plan.name} makes {plan.calls} of them; ask for {plan.calls}, or take another sampler"
         )
     return plan
+
+
+def _windows(directory: Path, system: OfSeries, n: int) -> dict[str, Tensor]:
+    """What a model of series knows at the ends of n contexts, spread evenly over its training windows."""
+    import numpy as np
+
+    from ornstein import model
+    from ornstein.evaluate import divide
+    from ornstein.kinds import load_data
+
+    recipe = model.read_recipe(directory)
+    training, _ = divide(recipe.data, load_data(recipe))
+    places = np.linspace(0, len(training) - 1, min(n, len(training))).round().astype(np.int64)
+    return system.memories(training.batch(places))
 
 
 def _everyone(system: System, cond: list[str] | None, n: int) -> dict[str, Tensor] | None:

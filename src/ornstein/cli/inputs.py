@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ornstein.config import Recipe
     from ornstein.guidance import Guidance
-    from ornstein.kinds import Dataset, Model
+    from ornstein.kinds import Dataset, Model, OfSeries
     from ornstein.process import GaussianProcess
     from ornstein.samplers import Adaptive, LangevinCorrector, Plan
     from ornstein.system import System
@@ -55,7 +55,7 @@ def plan_of(
     return named_plan(directory, system, sampler, calls, grid)
 
 
-def named_plan(directory: Path, system: System, sampler: str | None, calls: int | None, grid: str | None) -> Plan:
+def named_plan(directory: Path, system: System | OfSeries, sampler: str | None, calls: int | None, grid: str | None) -> Plan:
     """The plan of a sampler by name; what is not given is the recipe's, its grid and options for its own sampler only."""
     from ornstein import config, model
     from ornstein.assemble import make_plan

@@ -94,7 +94,7 @@ def sample(
     from ornstein import model
     from ornstein.files import InputError
     from ornstein.image.cold import ColdSystem, Restoration
-    from ornstein.kinds import with_denoiser
+    from ornstein.kinds import sampled, with_denoiser
     from ornstein.noise import Noise
     from ornstein.parallel import shares
     from ornstein.samplers import Plan
@@ -104,7 +104,7 @@ def sample(
         raise InputError(f"--out {str(out)!r} must end in .png, .npz or .csv")
     at_least("-n", number)
     at_least("--batch", batch)
-    system = model.load(directory, device=device)
+    system = sampled(model.load(directory, device=device), "sample")
     if out.suffix == ".csv" and len(system.contract.shape) != 1:
         raise InputError(f"--out {str(out)!r}: only rows of a table fit into a .csv; give a .npz")
     if precision is not None:

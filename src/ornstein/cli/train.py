@@ -19,6 +19,10 @@ def train(
     recipe: str | None = None,
     *,
     data: str | None = None,
+    horizon: int | None = None,
+    future: str | None = None,
+    static: str | None = None,
+    columns: str | None = None,
     out: Path | None = None,
     settings: Set = None,
     resume: bool = False,
@@ -38,7 +42,16 @@ def train(
     recipe
         A bundled recipe (see `ornstein list`) or a YAML file. Without one, size and width are chosen from the data.
     data
-        Where the data lie, in place of the recipe's: a folder, ZIP, .npz, .npy, idx files, `digits`, or hf:NAME.
+        Where the data lie, in place of the recipe's: a folder, ZIP, .npz, .npy, idx files, `digits`, or hf:NAME; of
+        series a table (.csv, .parquet, .jsonl), a .npy, or a bundled series (see `ornstein list`).
+    horizon
+        Of series: steps that may be asked for after those that are seen.
+    future
+        Of series: a table of covariates that are known beyond the end too.
+    static
+        Of series: a table of numbers for every item.
+    columns
+        Of series: the channels to take, by commas; all unless given.
     out
         The model directory to write; runs/RECIPE unless given.
     resume
@@ -84,6 +97,15 @@ def train(
         changes.append("data.strict=true")
     if precision is not None:
         changes.append(f"train.precision={precision}")
+    changes += [
+        f"data.{name}={json.dumps(value)}" for name, value in (("future", future), ("static", static)) if value is not None
+    ]
+    if columns is not None:
+        changes.append(f"data.columns={json.dumps([name.strip() for name in columns.split(',')])}")
+    if horizon is not None:
+        if chosen.sequence is None:
+            raise InputError(f"--horizon {horizon} belongs to a model of series; name one: timegrad, sssd or csdi")
+        changes.append(f"sequence.horizon={horizon}")
     chosen = config.override(chosen, [*changes, *(settings or [])])
     if not resume and (target / model.WEIGHTS).exists() and main_process:
         raise InputError(f"--out {str(target)!r} already holds a model; add --resume, or give another --out")

@@ -17,7 +17,8 @@ class Given:
     """What is known of data: values = A(x) + noise_std·z, for one datum or for each of B.
 
     `values` (B, *measured_shape), or (1, *measured_shape) for all samples; a boolean `mask` (*shape), True where x is measured,
-    stands for the operator that keeps these numbers, and then what values say elsewhere, NaN included, counts for nothing.
+    stands for the operator that keeps these numbers, and then what values say elsewhere, NaN included, counts for nothing. A mask
+    (B, *shape) is one for each: it stays a mask, and there is no one operator.
     `noise_std` is in the units of x (model units unless `System.restore` is asked, which takes the data's); 0 is exact, None
     unknown. InputError for shapes that disagree, numbers that are not finite where they are measured, or a negative noise_std.
     """
@@ -30,9 +31,12 @@ class Given:
     def __post_init__(self) -> None:
         if (self.operator is None) == (self.mask is None):
             raise InputError("Given needs one of operator=… and mask=…: how the values were measured")
-        if self.mask is not None:
+        if self.mask is not None and (self.mask.ndim < self.values.ndim or self.values.ndim < 2):
             object.__setattr__(self, "operator", Mask(self.mask))
             object.__setattr__(self, "mask", None)
+        if self.mask is not None:
+            self._check_each(self.mask)
+            return
         shape = self.measured.measured_shape
         if tuple(self.values.shape[1:]) != shape:
             raise InputError(
@@ -41,6 +45,18 @@ class Given:
             )
         if isinstance(self.operator, Mask):
             object.__setattr__(self, "values", torch.where(self.operator.mask.to(self.values.device), self.values, 0.0))
+        self._check_numbers()
+
+    def _check_each(self, mask: Tensor) -> None:
+        if mask.dtype != torch.bool or mask.shape != self.values.shape:
+            raise InputError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; give booleans like the values {tuple(self.values.shape)}, "
+                "True where they are measured, or one mask for all without the first axis"
+            )
+        object.__setattr__(self, "values", torch.where(mask.to(self.values.device), self.values, 0.0))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if not bool(self.values.isfinite().all()):
             bad = int((~self.values.isfinite()).sum())
             raise InputError(f"values hold {bad} NaN or infinite numbers where they are measured; mask them out")
@@ -49,9 +65,24 @@ class Given:
 
     @property
     def measured(self) -> Operator:
-        """The operator."""
-        assert self.operator is not None
+        """The operator; InputError where every case has its own mask."""
+        if self.operator is None:
+            raise InputError(f"each of {len(self)} cases has its own mask; take one() of them, or restore, which does so")
         return self.operator
+
+    @property
+    def masks(self) -> Tensor | None:
+        """What is measured of every case, (B, *shape) boolean; None where the operator is no mask."""
+        if self.mask is not None:
+            return self.mask
+        return self.measured.mask.expand_as(self.values) if isinstance(self.measured, Mask) else None
+
+    def one(self, case: int) -> Given:
+        """The measurement of one case, for any number of samples."""
+        values = self.values[case : case + 1]
+        if self.mask is None:
+            return replace(self, values=values)
+        return Given(values, mask=self.mask[case], noise_std=self.noise_std)
 
     def __len__(self) -> int:
         return len(self.values)

@@ -165,19 +165,25 @@ def restore(
     chosen, options = METHODS[method], _checked(method, options or {})
     if plan is None:
         plan = chosen.plan(denoiser.process, chosen.calls if calls is None else calls)
-    cases, shape = len(given), given.measured.shape
+    cases = len(given)
     for name, value in (cond or {}).items():
         if len(value) != cases:
             raise InputError(f"cond[{name!r}] has {len(value)} rows for {cases} cases; give one row per case")
-    spread = torch.arange(cases).repeat_interleave(draws)
-    conditions = None if cond is None else {name: value[spread.to(value.device)] for name, value in cond.items()}
-    parts, empty = batches(denoiser, (cases * draws, *shape), None, noise, conditions, 0, batch_size, device, dtype)
-    done = []
+    # cases with masks of their own have operators of their own, and are drawn one after the other
+    groups = [range(cases)] if given.mask is None else [range(case, case + 1) for case in range(cases)]
+    work = []
+    for group in groups:
+        spread = torch.arange(group.start, group.stop).repeat_interleave(draws)
+        conditions = None if cond is None else {name: value[spread.to(value.device)] for name, value in cond.items()}
+        one = given if given.mask is None else given.one(group.start)
+        size, first = (len(spread), *one.measured.shape), group.start * draws
+        parts, empty = batches(denoiser, size, None, noise, conditions, first, batch_size, device, dtype)
+        work += [(part, one.rows(spread[part.places])) for part in parts]
+    done, shape = [], tuple(empty.shape[1:])
     with torch.no_grad(), evaluating(denoiser):
-        total = len(parts) * chosen.network_calls(plan, **options)
+        total = len(work) * chosen.network_calls(plan, **options)
         ticks = track(range(total), total, f"{method}, {plan.name}", enabled=progress)
-        for part in parts:
-            own = given.rows(spread[part.places])
+        for part, own in work:
             done.append(
                 chosen.run(
                     denoiser, plan, part.state(), own, noise=noise, cond=part.cond, first=part.first, ticks=ticks, **options

@@ -88,30 +88,43 @@ class DenoisingLoss:
         first: int = 0,
         total: int | None = None,
         cond: Condition = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of data x0 (B, *), (B,). Sample i of the batch uses the noise of (step, first + i); `total` is the size of
-        the whole batch over all processes (B if None)."""
+        the whole batch over all processes (B if None). `weight` (B, *) multiplies the square errors: 0 where nothing is known or
+        asked."""
         process = denoiser.process
         t, importance = self.times.draw(process, len(x0), noise, step=step, first=first, total=total)
         eps = noise.normal(x0.shape, stream="train", step=step, first=first, dtype=x0.dtype, device=x0.device)
         prediction = denoiser(process.corrupt(x0, t, eps), t, cond)
-        loss = self.error(prediction, x0, eps, process, t)
+        loss = self.error(prediction, x0, eps, process, t, weight)
         if self.hybrid:
+            if weight is not None:
+                raise ValueError(f"hybrid={self.hybrid} weighs all numbers alike; set it to 0 where some are not asked for")
             loss = loss + self.hybrid * self.variance_term(prediction, x0, process, t)
         self.times.update(process, t, loss.detach().cpu())
         return loss * importance.to(loss)
 
-    def error(self, prediction: Prediction, x0: Tensor, eps: Tensor, process: GaussianProcess, t: Tensor) -> Tensor:
+    def error(
+        self,
+        prediction: Prediction,
+        x0: Tensor,
+        eps: Tensor,
+        process: GaussianProcess,
+        t: Tensor,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """w(t)·|x0 - prediction.x0|² averaged over a datum, (B,), computed on the network's own output."""
         p = prediction
         # raw = (x0 - skip·x_t)/out with x_t = alpha·x0 + sigma·eps: exact even where 1 - alpha·skip is small
         on_x0, on_eps = (1 - p.skip * p.alpha) / p.out, -p.skip * p.sigma / p.out
         target = align(on_x0, x0) * x0 + align(on_eps, x0) * eps
-        square = (p.raw - target).square().flatten(1).mean(1)
+        square = (p.raw - target).square()
+        square = (square if weight is None else square * weight).flatten(1).mean(1)
         if self.weighting == "simple":
             return square
-        weight = WEIGHTS[self.weighting](p.alpha, p.sigma, process, t, self) * p.out**2
-        return square * weight.to(square)
+        level = WEIGHTS[self.weighting](p.alpha, p.sigma, process, t, self) * p.out**2
+        return square * level.to(square)
 
     def variance_term(self, prediction: Prediction, x0: Tensor, process: GaussianProcess, t: Tensor) -> Tensor:
         """T times the bound's term at t in nats per dimension, (B,), with the mean detached."""

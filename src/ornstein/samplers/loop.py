@@ -122,6 +122,16 @@ def misfit(plan: Plan, denoiser: Denoises) -> str:
     return "" if mine == facts.denoiser else f"was calibrated for {facts.denoiser}, and samples {mine}"
 
 
+def fitted(plans: Sequence[Plan], calls: int, denoiser: Denoises) -> Plan | None:
+    """That of `plans` which was calibrated for so many calls of this denoiser, guidance and clipping included; or None."""
+    mine = describe(denoiser)
+    for plan in plans:
+        facts = plan.calibration
+        if facts is not None and plan.calls == calls and facts.measure == "flow" and facts.denoiser == mine:
+            return plan
+    return None
+
+
 class Batch(NamedTuple):
     """The samples first … of one chunk: `state()` makes their x_T, `cond` are their conditions, `places` where they are."""
 

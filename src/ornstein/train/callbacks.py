@@ -20,7 +20,7 @@ from torch import Tensor
 from ornstein import figures, model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.image.classifier import ClassifierSystem
-from ornstein.kinds import Model
+from ornstein.kinds import Model, OfSeries
 from ornstein.noise import Noise
 from ornstein.system import System
 
@@ -134,8 +134,8 @@ class Keeper(Callback):
     def picture(self, trainer: lightning.Trainer) -> None:
         """Draw samples with the averaged weights into samples/, and images into the TensorBoard log."""
         system = self.ema.system
-        if isinstance(system, ClassifierSystem):
-            return
+        if isinstance(system, ClassifierSystem | OfSeries):
+            return  # they draw nothing by themselves
         path = self.out / "samples" / f"step-{trainer.global_step:07d}.png"
         calls, cond = (20, system.examples(16)) if isinstance(system, System) else (None, None)
         if len(system.contract.shape) == 1:

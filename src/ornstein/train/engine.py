@@ -333,7 +333,7 @@ def _check_state(path: Path) -> None:
 def _check_same(recipe: Recipe, contract: Contract, out: Path) -> None:
     """InputError if the run in `out` is of another system or of other data: its state would not fit, or not mean the same."""
     before = model.read_recipe(out)
-    for name in ("condition", "grid", "process", "predicts", "learned_variance", "sigma_data", "net"):
+    for name in ("condition", "grid", "sequence", "process", "predicts", "learned_variance", "sigma_data", "net"):
         old, new = getattr(before, name), getattr(recipe, name)
         if old != new:
             raise InputError(f"--resume: {name} is {new} here, was {old} in {str(out)!r}; use the same, or --init for a new run")
