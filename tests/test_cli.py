@@ -22,6 +22,10 @@ from ornstein.grid import GRIDS
 from ornstein.guidance import METHODS
 from ornstein.image.data import from_arrays
 from ornstein.process.cold import COLD
+from ornstein.sequence.baselines import FORECASTERS
+from ornstein.sequence.masks import MASKS
+from ornstein.sequence.scaling import SCALINGS
+from ornstein.sequence.sources import SOURCES
 from tiny import Ended, Run
 
 
@@ -354,8 +358,9 @@ def test_info_describes_a_model(run: Run, tiny_model: Path) -> None:
 def test_list_names_everything(run: Run) -> None:
     ended = run("list")
     assert ended.code == 0
-    named = {line.split()[0] for line in ended.out.splitlines() if line.startswith("  ")}
-    tables = (samplers.ALL, samplers.ADAPTIVE, process.ALL, GRIDS, figures.GALLERY, COLD, METHODS, operator.usage())
+    named = {line.strip().split("  ")[0].split()[0] for line in ended.out.splitlines() if line.startswith("  ")}
+    of_series = ({name.split()[0] for name in table} for table in (SOURCES, FORECASTERS, MASKS, SCALINGS))
+    tables = (samplers.ALL, samplers.ADAPTIVE, process.ALL, GRIDS, figures.GALLERY, COLD, METHODS, operator.usage(), *of_series)
     assert named == {*config.bundled(), *(name for table in tables for name in table)}
     assert all(len(line.split()) > 2 for line in ended.out.splitlines() if line.startswith("  "))
 

@@ -74,9 +74,14 @@ def _plan(path: Path, out: Path | None) -> None:
 
 @app.command(name="list")
 def list_() -> None:
-    """List recipes, samplers, processes, time grids, figures, operators and methods that restore what they measured."""
+    """List recipes, samplers, processes, time grids, figures, operators, methods that restore what they measured, and of series
+    those that are bundled, baselines, masks and scalings."""
     from ornstein import config, figures, grid, guidance, operator, process, samplers
     from ornstein.process.cold import COLD
+    from ornstein.sequence.baselines import FORECASTERS
+    from ornstein.sequence.masks import MASKS
+    from ornstein.sequence.scaling import SCALINGS
+    from ornstein.sequence.sources import SOURCES
 
     print("recipes")
     for name in config.bundled():
@@ -89,11 +94,15 @@ def list_() -> None:
         "figures": dict(figures.GALLERY),
         "degradations of cold diffusion": dict(COLD),
         "methods of restore": {name: method.run for name, method in guidance.METHODS.items()},
+        "bundled series": dict(SOURCES),
+        "baselines of backtest": dict(FORECASTERS),
+        "masks of sssd and csdi (sequence.masks)": dict(MASKS),
+        "units of windows (sequence.scaling)": dict(SCALINGS),
     }
     for title, table in tables.items():
         print(title)
         for name, entry in table.items():
-            print(f"  {name:<20} {(entry.__doc__ or '').strip().splitlines()[0]}")
+            print(f"  {name:<26} {(entry.__doc__ or '').strip().splitlines()[0]}")
     print("operators of restore, and of condition: grid")
     for name, text in operator.usage().items():
         print(f"  {name:<40} {text}")

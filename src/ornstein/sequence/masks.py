@@ -24,22 +24,27 @@ Uniforms = Callable[[str, tuple[int, ...]], Tensor]
 
 
 def _random(u: Uniforms, batch: int, shape: tuple[int, int], horizon: int, share: Tensor) -> Tensor:
+    """Every number by itself, with a probability."""
     return u("places", shape) >= share[:, None, None]
 
 
 def _block(u: Uniforms, batch: int, shape: tuple[int, int], horizon: int, share: Tensor) -> Tensor:
+    """Of every channel a stretch of its own."""
     return _stretch(u("places", (shape[0],)), shape[1], share[:, None])
 
 
 def _blackout(u: Uniforms, batch: int, shape: tuple[int, int], horizon: int, share: Tensor) -> Tensor:
+    """Of all channels the same stretch."""
     return _stretch(u("places", (1,)), shape[1], share[:, None]).expand(batch, *shape)
 
 
 def _forecast(u: Uniforms, batch: int, shape: tuple[int, int], horizon: int, share: Tensor) -> Tensor:
+    """The last steps of all channels, a horizon."""
     return (torch.arange(shape[1]) < shape[1] - horizon).expand(batch, *shape)
 
 
 def _nothing(u: Uniforms, batch: int, shape: tuple[int, int], horizon: int, share: Tensor) -> Tensor:
+    """Everything: what is left is an unconditional model."""
     return torch.zeros(batch, *shape, dtype=torch.bool)
 
 

@@ -41,16 +41,19 @@ class Frame:
 
 
 def _standard(x: Tensor, seen: Tensor, mean: Tensor, std: Tensor) -> Frame:
+    """The training data's mean and standard deviation, for all windows."""
     return Frame(mean.expand(len(x), -1, -1), std.expand(len(x), -1, -1))
 
 
 def _mean_abs(x: Tensor, seen: Tensor, mean: Tensor, std: Tensor) -> Frame:
+    """The mean absolute value of what is seen of the window, without a shift (TimeGrad's)."""
     count = seen.sum(-1, keepdim=True)
     size = (_kept(x, seen).abs().sum(-1, keepdim=True) + PRIOR * (mean.abs() + std)) / (count + PRIOR)
     return Frame(torch.zeros_like(size), size)
 
 
 def _window(x: Tensor, seen: Tensor, mean: Tensor, std: Tensor) -> Frame:
+    """Mean and standard deviation of what is seen of the window."""
     count = seen.sum(-1, keepdim=True)
     shift = (_kept(x, seen).sum(-1, keepdim=True) + PRIOR * mean) / (count + PRIOR)
     square = _kept(x - shift, seen).square().sum(-1, keepdim=True) + PRIOR * std**2

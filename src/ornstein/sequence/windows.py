@@ -116,9 +116,9 @@ class SeriesData:
     def split(self, fraction: float, seed: int) -> tuple[SeriesData, SeriesData]:
         """Training and held-out windows; contract and covariates are measured on the first part's rows alone.
 
-        Of `MANY` items or more a random share of whole items is held out; of fewer the last part of every item, a horizon or more:
-        no step asked for in the second part was seen in the first. `fraction` is the share of the first. InputError where one part
-        would be empty.
+        Of `MANY` items or more a random share of whole items is held out; of fewer the last part of every item, a horizon or
+        more: no step asked for in the second part was seen in the first. `fraction` is the share of the first. InputError where
+        one part would be empty.
         """
         if len(self.series) >= MANY:
             order = Noise(seed).permutation(len(self.series), stream="split").numpy()
