@@ -120,7 +120,9 @@ def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
             reasons.append(f"sequence.differences={settled['differences']}: {by}")
     if config.level is None:
         growth = _growth(x, data)
-        settled["level"] = recipe.system != "timegrad" or not settled.get("differences", config.differences) or growth < 0.5
+        settled["level"] = (
+            recipe.system != "timegrad" or not settled.get("differences", config.differences) or not 0.5 < growth < 2
+        )
         if recipe.system == "timegrad":
             told = f"the variance of a change over a horizon is {growth:.2g} of a walk's"
             reasons.append(f"sequence.level={settled['level']}: {told}")
@@ -138,7 +140,8 @@ def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
 
 
 def _growth(x: torch.Tensor, data: SeriesData) -> float:
-    """Variance of the changes over a horizon by that of as many independent steps: 1 of a walk, small where values return."""
+    """Variance of the changes over a horizon by that of as many independent steps: 1 of a walk, less where values return, more where
+    they trend or swing."""
     long = x[..., data.horizon :] - x[..., : -data.horizon]
     short = x[..., 1:] - x[..., :-1]
     ratios = torch.nanmean(long.square(), (0, 2)) / (data.horizon * torch.nanmean(short.square(), (0, 2)))
