@@ -19,6 +19,7 @@ Seeds and settings are fixed here; every part prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -115,27 +116,14 @@ def exchange(data: Path, out: Path, seeds: list[int]) -> None:
     reports, sums = {}, []
     for seed in seeds:
         folder = Path("runs") / f"exchange-{seed}"
-        if not (folder / model.WEIGHTS).exists():
-            run(
-                [
-                    "train",
-                    "timegrad",
-                    "--data",
-                    str(known),
-                    "--horizon",
-                    "30",
-                    "--out",
-                    str(folder),
-                    "--set",
-                    f"train.seed={seed}",
-                ]
-            )
         report = folder / "backtest.json"
-        run(["backtest", str(folder), "--data", str(data), "--horizon", "30", "--windows", "5", "--draws", "200",
-             "--json", str(report),
-             "--seed", str(seed), "--draws-out", str(folder / "draws.npz")])  # fmt: skip
-        import json
-
+        if not (folder / model.WEIGHTS).exists():
+            settings = ["--set", f"train.seed={seed}", "--set", "train.steps=1500"]
+            run(["train", "timegrad", "--data", str(known), "--horizon", "30", "--out", str(folder), *settings])
+        five = ["--horizon", "30", "--windows", "5", "--draws", "200", "--seed", str(seed)]
+        run(
+            ["backtest", str(folder), "--data", str(data), *five, "--json", str(report), "--draws-out", str(folder / "draws.npz")]
+        )
         reports[seed] = json.loads(report.read_text())
         sums.append(reports[seed]["rows"][folder.name]["CRPS-sum"])
     naive = {name: row["CRPS-sum"] for name, row in reports[seeds[0]]["rows"].items() if not name.startswith("exchange-")}

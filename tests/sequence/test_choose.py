@@ -107,14 +107,16 @@ def test_context_is_chosen_by_horizon_season_and_length(tmp_path: object) -> Non
     ],
 )
 def test_settings_that_contradict_themselves(settings: list[str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        settled(series(noise()), *settings)
+    def settle() -> None:
         recipe = config.override(config.load_recipe("timegrad"), ["sequence.horizon=10", *settings])
         Windowing.of(prepare(recipe, windows([series(noise())], context=40, horizon=10))[0])
 
+    with pytest.raises(InputError, match=told):
+        settle()
+
 
 def test_a_recipe_that_is_not_settled_builds_nothing() -> None:
-    with pytest.raises(InputError, match="sequence.context is not settled"):
+    with pytest.raises(InputError, match=r"sequence\.context is not settled"):
         Windowing.of(config.load_recipe("timegrad"))
     with pytest.raises(InputError, match="needs sequence"):
         Windowing.of(Recipe(system="timegrad"))
@@ -122,7 +124,7 @@ def test_a_recipe_that_is_not_settled_builds_nothing() -> None:
 
 def test_data_of_another_step_are_refused(tmp_path: object) -> None:
     recipe = config.override(config.load_recipe("timegrad"), ["sequence.frequency=h", "sequence.context=10"])
-    with pytest.raises(InputError, match="every W-SAT|W-SAT"):
+    with pytest.raises(InputError, match="W-SAT"):
         load(recipe, "co2")
 
 

@@ -7,11 +7,11 @@ x_k = Ā x_{k-1} + B̄ u_k, y_k = C x_k, which is the convolution y = K * u with
 class          A                                     K of length L costs a channel        source
 =============  ====================================  ===================================  ==========================
 `S4DKernel`    diagonal                              L·N products                         arXiv 2206.11893
-`S4Kernel`     diagonal plus rank one, HiPPO-LegS    2L·N products and one FFT            arXiv 2111.00396, 2202.09729
+`S4Kernel`     diagonal plus rank one, HiPPO-LegS    M·N products and one FFT             arXiv 2111.00396, 2202.09729
 =============  ====================================  ===================================  ==========================
 
-The state is N/2 conjugate pairs of complex numbers, of which one each is kept. Kernels are formed in float64 whatever the
-weights are: a pole turns through thousands of radians in one kernel, which float32 cannot follow, and there is no batch in it.
+The state is N/2 conjugate pairs of complex numbers, of which one each is kept. Kernels and memories are float64
+whatever the weights are: a pole turns through thousands of radians in one kernel, which float32 cannot follow.
 """
 
 import math
@@ -75,14 +75,14 @@ class S4DKernel(nn.Module):
         return kernel.flatten(1)[:, :length].to(self.C.dtype)
 
     def recurrence(self) -> Recurrence:
-        """A_bar, B_bar and C, each (width, N/2) and complex: the diagonal of the half that is kept; y = 2·Re C·x."""
-        return Recurrence(*(part.to(self.C.dtype.to_complex()) for part in self._discrete()))
+        """A_bar, B_bar and C, each (width, N/2) and complex128: the diagonal of the half that is kept; y = 2·Re C·x."""
+        return self._discrete()
 
     @staticmethod
     def advance(recurrence: Recurrence, memory: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence, u (B, width) and memory (B, width, N/2) -> y (B, width) and the next memory."""
         memory = recurrence.A_bar * memory + recurrence.B_bar * u[..., None]
-        return 2 * (recurrence.C * memory).sum(-1).real, memory
+        return 2 * (recurrence.C * memory).sum(-1).real.to(u.dtype), memory
 
     def _discrete(self) -> Recurrence:
         poles = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
@@ -95,9 +95,9 @@ class S4Kernel(nn.Module):
 
     K̂(z) = Σ_k K_k z^k = 2/(1+z)·C (g − A)⁻¹ B with g = (2/Δ)(1−z)/(1+z), and by Woodbury's identity, with R = (g − Λ)⁻¹,
     C (g − A)⁻¹ B = C R B − C R P · P* R B / (1 + P* R P): four sums over n. K is read off K̂ on a circle |z| = r < 1 by an inverse
-    FFT of M ≥ 2L points. What lies beyond M comes back damped by r^M, rounding grows by r^-L, and at r^M = 1e-11 neither is
-    above about 1e-10 of K, at any length, with no power of Ā and no pole on the circle (the paper takes r = 1 and learns
-    C(1 − Ā^L) for one L). Λ has a negative real part, so A is stable whatever P is. Arguments and errors as for `S4DKernel`.
+    FFT of M points. What lies beyond M comes back damped by r^M, rounding grows by r^-L: at M = 4L and r^M = 1e-13 neither is
+    above about 1e-12 of K (1.5L and 1e-9 do for float32), at any length, with no power of Ā and no pole on the circle. (The paper
+    takes r = 1 and learns C(1 − Ā^L) for one L). Λ has a negative real part, so A is stable whatever P is. Arguments and errors as for `S4DKernel`.
     Source: Gu et al., arXiv:2111.00396, section 3 and appendix C; for the sign of P P*, Goel et al., arXiv:2202.09729.
     """
 
@@ -116,8 +116,9 @@ class S4Kernel(nn.Module):
         """K_0 to K_{length-1} of every channel, (width, length), in the dtype of the weights."""
         poles, P, B, C = self._continuous()
         step = self.log_step.double().exp()[:, None]
-        points = fast_length(2 * length)
-        log_radius = math.log(_ALIASED) / points
+        ratio, aliased = _CIRCLE["wide" if self.C.dtype == torch.float64 else "narrow"]
+        points = fast_length(math.ceil(ratio * length))
+        log_radius = math.log(aliased) / points
         angle = torch.arange(points // 2 + 1, dtype=torch.float64, device=step.device) * (-2 * math.pi / points)
         z = torch.polar(torch.full_like(angle, math.exp(log_radius)), angle)
         g = 2 / step * ((1 - z) / (1 + z))
@@ -132,7 +133,7 @@ class S4Kernel(nn.Module):
         return (damped * torch.exp(-log_radius * lag)).to(self.C.dtype)
 
     def recurrence(self) -> Recurrence:
-        """A_bar (width, N, N), B_bar and C (width, N), all real: the state is the kept half's real parts, then its imaginary.
+        """A_bar (width, N, N), B_bar and C (width, N), all float64: the state is the kept half's real parts, then its imaginary.
 
         In these numbers A = [[Re Λ, −Im Λ], [Im Λ, Re Λ]] − 2·p pᵀ with p = [Re P, Im P].
         """
@@ -144,14 +145,13 @@ class S4Kernel(nn.Module):
         one = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
         drive = self.log_step.double().exp()[:, None] * torch.cat([B.real, B.imag], 1)
         solved = torch.linalg.solve(one - half, torch.cat([one + half, drive[..., None]], 2))
-        found = Recurrence(solved[..., :-1], solved[..., -1], 2 * torch.cat([C.real, -C.imag], 1))
-        return Recurrence(*(part.to(self.C.dtype) for part in found))
+        return Recurrence(solved[..., :-1], solved[..., -1], 2 * torch.cat([C.real, -C.imag], 1))
 
     @staticmethod
     def advance(recurrence: Recurrence, memory: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence, u (B, width) and memory (B, width, N) -> y (B, width) and the next memory."""
         memory = (recurrence.A_bar @ memory[..., None]).squeeze(-1) + recurrence.B_bar * u[..., None]
-        return (recurrence.C * memory).sum(-1), memory
+        return (recurrence.C * memory).sum(-1).to(u.dtype), memory
 
     def _continuous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         poles = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
@@ -159,7 +159,8 @@ class S4Kernel(nn.Module):
 
 
 KERNELS: dict[str, type[S4DKernel | S4Kernel]] = {"s4d": S4DKernel, "dplr": S4Kernel}
-_ALIASED = 1e-11  # what is left of K beyond the FFT's length; see S4Kernel
+# Points of the FFT for each of K, and what is left of K beyond them; for weights in float64, and for narrower ones.
+_CIRCLE = {"wide": (4.0, 1e-13), "narrow": (1.5, 1e-9)}
 
 
 def fast_length(least: int) -> int:

@@ -140,8 +140,8 @@ def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
 
 
 def _growth(x: torch.Tensor, data: SeriesData) -> float:
-    """Variance of the changes over a horizon by that of as many independent steps: 1 of a walk, less where values return, more where
-    they trend or swing."""
+    """Variance of the changes over a horizon by that of as many independent steps: 1 of a walk, less where values return, more
+    where they trend or swing."""
     long = x[..., data.horizon :] - x[..., : -data.horizon]
     short = x[..., 1:] - x[..., :-1]
     ratios = torch.nanmean(long.square(), (0, 2)) / (data.horizon * torch.nanmean(short.square(), (0, 2)))
