@@ -205,6 +205,40 @@ CONDITIONS = (
 )  # fmt: skip
 
 
+SERIES = (
+    Mutation("a step is told of itself", "sequence/timegrad.py", "before = self.z[..., first - 1 : stop - 1]",
+             "before = self.z[..., first - 1 : stop - 1].roll(-1, -1)", "sequence/test_timegrad.py"),
+    Mutation("lag one too short", "sequence/timegrad.py", "earlier = self.z[..., first - lag : stop - lag]",
+             "earlier = self.z[..., first - lag + 1 : stop - lag + 1]", "sequence/test_timegrad.py"),
+    Mutation("changes in units of the level", "sequence/timegrad.py", "return self.z[..., -1] + drawn / self.ratio[..., 0] if",
+             "return self.z[..., -1] + drawn if", "sequence/test_timegrad.py"),
+    Mutation("same draws at every step", "sequence/timegrad.py", 'noise.key("forecast", step)', 'noise.key("forecast", 0)',
+             "sequence/test_timegrad.py"),
+    Mutation("missing numbers count in the loss", "sequence/timegrad.py", "weight=rows(seen[..., begin:].to(target))",
+             "weight=None", "sequence/test_timegrad.py"),
+    Mutation("units from what is asked for", "sequence/timegrad.py", 'self._steps(x[..., : self.windowing.context], features)',
+             "self._steps(x, features)", "sequence/test_timegrad.py"),
+    Mutation("measured numbers drawn anew", "sequence/imputer.py", "torch.where(mask[:, None], values[:, None].cpu(), x)", "x",
+             "sequence/test_imputer.py"),
+    Mutation("loss on what is shown", "sequence/imputer.py", "cond=cond, weight=asked.to(clean)", "cond=cond",
+             "sequence/test_imputer.py"),
+    Mutation("hidden numbers shown", "sequence/imputer.py", "torch.cat([torch.where(shown, clean, 0.0), shown",
+             "torch.cat([clean, shown", "sequence/test_imputer.py"),
+    Mutation("a stretch one step short", "sequence/masks.py", "size = (share * length).round()",
+             "size = (share * length).round() - 1", "sequence/test_masks.py"),
+    Mutation("share hidden and kept exchanged", "sequence/masks.py", '>= share[:, None, None]', '< share[:, None, None]',
+             "sequence/test_masks.py"),
+    Mutation("units from what is hidden", "sequence/scaling.py", "torch.where(seen, x, torch.zeros_like(x))", "x.nan_to_num()",
+             "sequence/test_scaling.py"),
+    Mutation("held-out steps trained on", "sequence/windows.py", "one.head(cut) for one, cut", "one.head(cut + 1) for one, cut",
+             "sequence/test_windows.py"),
+    Mutation("origins one row late", "sequence/windows.py", "begin = length - horizon - (windows - 1) * step if",
+             "begin = length - horizon - (windows - 1) * step + 1 if", "sequence/test_windows.py"),
+    Mutation("a mask for all", "guidance/given.py", "Given(values, mask=self.mask[case]", "Given(values, mask=self.mask[0]",
+             "guidance/test_given.py"),
+)  # fmt: skip
+
+
 def run_tests(tree: Path, tests: str) -> tuple[bool, float, str]:
     """Whether `tests` pass in `tree`, the seconds they took, and the line of pytest that says most."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -232,7 +266,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="mutations whose name, file or tests contain this")
     parser.add_argument("--out", type=Path, help="write the JSON summary here as well")
     arguments = parser.parse_args()
-    candidates = [*MUTATIONS, *LOSSES, *FLOW, *CALIBRATION, *CONDITIONS]
+    candidates = [*MUTATIONS, *LOSSES, *FLOW, *CALIBRATION, *CONDITIONS, *SERIES]
     chosen = [m for m in candidates if arguments.only in f"{m.name} {m.file} {m.tests}"]
     records = []
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:

@@ -203,3 +203,27 @@ def test_a_trained_one_forecasts_as_the_exact_law_does() -> None:
     z = Noise(9).normal((len(origins), 100, 4), dtype=torch.float64).numpy()
     exact = (mean[:, None] + std * z)[..., None]
     assert weighted_quantile_loss(drawn, truth) < 1.1 * weighted_quantile_loss(exact, truth)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # as in the paper: a chain of 100 steps, eps predicted, ancestral sampling
+        (
+            "process={name: chain, options: {schedule: linear, steps: 100}}",
+            "predicts=eps",
+            "loss={weighting: simple, times: discrete}",
+            "sampler={name: ancestral, calls: 20}",
+        ),
+        ("process={name: vp}", "predicts=v", "loss={weighting: simple}", "sampler={name: heun, calls: 6}"),
+        ("process={name: rectified}", "predicts=v", "loss={weighting: simple}", "sampler={name: ddim, calls: 6}"),
+    ],
+    ids=["chain", "vp", "rectified"],
+)
+def test_any_process_and_plan(settings: tuple[str, ...]) -> None:
+    system, data, _ = made(walk(), "sampler.options={}", *settings)
+    batch = data.batch([0, 7])
+    assert bool(system.loss(batch, Noise(0)).isfinite().all())
+    drawn = system.predict(batch["x"][..., :12].double(), batch["features"], draws=2, noise=Noise(0)).draws
+    assert drawn.shape == (2, 2, 2, 4)
+    assert bool(drawn.isfinite().all())

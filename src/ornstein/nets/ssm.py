@@ -97,7 +97,8 @@ class S4Kernel(nn.Module):
     C (g − A)⁻¹ B = C R B − C R P · P* R B / (1 + P* R P): four sums over n. K is read off K̂ on a circle |z| = r < 1 by an inverse
     FFT of M points. What lies beyond M comes back damped by r^M, rounding grows by r^-L: at M = 4L and r^M = 1e-13 neither is
     above about 1e-12 of K (1.5L and 1e-9 do for float32), at any length, with no power of Ā and no pole on the circle. (The paper
-    takes r = 1 and learns C(1 − Ā^L) for one L). Λ has a negative real part, so A is stable whatever P is. Arguments and errors as for `S4DKernel`.
+    takes r = 1 and learns C(1 − Ā^L) for one L.) Λ has a negative real part, so A is stable whatever P is. Arguments and errors
+    are as for `S4DKernel`.
     Source: Gu et al., arXiv:2111.00396, section 3 and appendix C; for the sign of P P*, Goel et al., arXiv:2202.09729.
     """
 
