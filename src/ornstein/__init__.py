@@ -62,7 +62,7 @@ _HOME = {
     "System": "system",
     "load": "model",
 }
-_MODULES = ("grid", "guidance", "losses", "metrics", "nets", "operator", "process", "samplers", "testing")
+_MODULES = ("grid", "guidance", "losses", "metrics", "nets", "operator", "process", "samplers", "sequence", "testing")
 
 __all__ = [
     "EDM",
@@ -118,12 +118,13 @@ __all__ = [
     "sample_adaptive",
     "sample_boltzmann",
     "samplers",
+    "sequence",
     "slerp",
     "testing",
 ]
 
 if TYPE_CHECKING:
-    from ornstein import grid, guidance, losses, metrics, nets, operator, process, samplers, testing
+    from ornstein import grid, guidance, losses, metrics, nets, operator, process, samplers, sequence, testing
     from ornstein.calibration import calibrate
     from ornstein.contract import Contract
     from ornstein.denoiser import Clipped, Denoiser, DynamicThreshold, Prediction
