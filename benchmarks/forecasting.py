@@ -246,7 +246,11 @@ def show(rows: dict[str, dict[str, float]]) -> None:
 def run(words: list[str]) -> None:
     """A command of ornstein in this process."""
     print("ornstein", *words, flush=True)
-    app(words, exit_on_error=False, print_error=False)
+    try:
+        app(words, exit_on_error=False, print_error=False)
+    except SystemExit as ended:
+        if ended.code:
+            raise
 
 
 def main() -> None:
