@@ -98,10 +98,9 @@ def exact(out: Path) -> None:
     rows = {
         name: figures(part, truth, test, None) for name, part in (("timegrad", drawn), ("exact", law), ("exact again", again))
     }
-    u = Noise(5).uniform((500, 2)).numpy()
     uniformity = {}
     for name, part in (("timegrad", drawn), ("exact", law)):
-        ranks = measures.pit(part[:, :, :1], truth[:, :1], u[:, None])
+        ranks = measures.pit(part[:, :, :1], truth[:, :1], Noise(5))
         uniformity[name] = [measures.pit_uniformity(ranks[..., channel]) for channel in range(2)]
     show(rows)
     ratio = rows["timegrad"]["CRPS-sum"] / rows["exact"]["CRPS-sum"]

@@ -127,6 +127,8 @@ def table(name: str, kind: str, system: ImputerSystem, held: SeriesData, cases: 
     x, rows = batch["x"].double(), {}
     mean, std = (np.asarray(part).reshape(1, -1, 1) for part in (system.contract.shift, system.contract.scale))
     truth = (x.numpy() - mean) / std
+    channels = truth.shape[1]
+    marginals = baselines.Marginals(np.zeros(channels), np.ones(channels))
     for row, (law, share) in LAWS.items():
         seen = mask(law, len(x), system.contract.shape, held.horizon, Noise(3), share=share) & x.isfinite()  # type: ignore[arg-type]
         asked = ~seen & x.isfinite()
@@ -138,7 +140,7 @@ def table(name: str, kind: str, system: ImputerSystem, held: SeriesData, cases: 
             filled = np.stack(
                 [
                     baselines.IMPUTERS[other](
-                        np.where(seen[i].numpy(), truth[i], np.nan).T, draws=1, noise=Noise(0), fallback=np.zeros(truth.shape[1])
+                        np.where(seen[i].numpy(), truth[i], np.nan).T, draws=2, noise=Noise(0), fallback=marginals
                     )
                     for i in range(len(x))
                 ]
