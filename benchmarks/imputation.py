@@ -46,6 +46,8 @@ Draws = NDArray[np.float64]
 LENGTH, HORIZON = 64, 16
 LAWS = {"random": ("random", 0.5), "block": ("block", 0.25), "blackout": ("blackout", 0.25)}
 """Name of a row, mask law and share hidden."""
+CHEAP, CALLS = 10, 25
+"""Draws and network calls of every method where guidance stands beside masks: a gradient costs three calls."""
 SETTINGS = {
     "exact": ["net.options={width: 48, depth: 3, state: 16}", "train.batch=32", "train.learning_rate=2.0e-3"],
     "ecg5000": ["net.options={width: 48, depth: 3, state: 32, dropout: 0.1}", "train.batch=16"],
@@ -217,9 +219,9 @@ def given(path: Path, out: Path, minutes: float) -> None:
     x, known = held.batch(np.arange(len(held)))["x"].double(), torch.zeros(len(held), 0, 140)
     rows: dict[str, dict[str, float]] = {}
     draw: dict[str, Callable[[Given], Tensor]] = {
-        "amortised": lambda g: system.predict(g, known, draws=20, noise=Noise(4), sampler=50).draws,
-        "guidance (pigdm)": lambda g: system.restore(g, known, method="pigdm", calls=50, draws=20, noise=Noise(4)).draws,
-        "replacement": lambda g: system.restore(g, known, method="replacement", calls=50, draws=20, noise=Noise(4)).draws,
+        "amortised": lambda g: system.predict(g, known, draws=CHEAP, noise=Noise(4), sampler=CALLS).draws,
+        "guidance (pigdm)": lambda g: system.restore(g, known, method="pigdm", calls=CALLS, draws=CHEAP, noise=Noise(4)).draws,
+        "replacement": lambda g: system.restore(g, known, method="replacement", calls=CALLS, draws=CHEAP, noise=Noise(4)).draws,
     }
     for row, (law, share) in LAWS.items():
         if law == "blackout":
