@@ -76,6 +76,9 @@ def test_a_trained_model_has_its_choices_written_down(folders: dict[str, Path], 
     assert config.features is not None
     assert "time of day sine" in config.features
     assert {"samples.png", "card.md", "model.safetensors"} <= {path.name for path in folders[kind].iterdir()}
+    card = (folders[kind] / "card.md").read_text()
+    assert "40 steps seen, 6 asked for, steps of h; channels oil, gas" in card
+    assert "ornstein backtest" in card
 
 
 def test_forecast(folders: dict[str, Path], kind: str, run: Run) -> None:

@@ -293,6 +293,7 @@ def write_card(out: Path, recipe: Recipe, system: Model, records: list[Record]) 
     """card.md: what the model is, what it was trained on, its figures and its measured numbers."""
     contract = system.contract
     parameters = sum(p.numel() for p in system.net.parameters())
+    series = isinstance(system, OfSeries)
     lines = [
         f"# {out.name}",
         "",
@@ -311,7 +312,7 @@ def write_card(out: Path, recipe: Recipe, system: Model, records: list[Record]) 
         "![loss](loss.png)",
         "",
         "```",
-        metrics.table(records) if records else "not measured yet: ornstein evaluate",
+        metrics.table(records) if records else f"not measured yet: ornstein {'backtest' if series else 'evaluate'}",
         "```",
         "",
     ]
@@ -331,8 +332,14 @@ def _made_of(recipe: Recipe, system: Model) -> list[str]:
             f"- default sampler: {system.sampler.name}",
         ]
     process, plan = system.denoiser.process, system.plan
+    windows = []
+    if isinstance(system, OfSeries):
+        settled, names = system.windowing, ", ".join(system.contract.channels[:12])
+        step = f"steps of {settled.frequency}" if settled.frequency else "numbered steps"
+        windows = [f"- windows: {settled.context} steps seen, {settled.horizon} asked for, {step}; channels {names}"]
     gap = process.terminal_gap(std=system.contract.std)
     return [
+        *windows,
         f"- process: {recipe.process.name}, predicts {recipe.predicts}, sigma_data {system.denoiser.sigma_data:.4g}, "
         f"terminal gap {gap:.2e} nats/dim",
         f"- default sampler: {plan.name if plan else 'default'}, {plan.calls if plan else 50} calls",
