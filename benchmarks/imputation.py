@@ -194,14 +194,14 @@ def curve(path: Path, out: Path, minutes: float) -> None:
     for stop in stops:
         begun = time.monotonic()
         system = trained(f"physionet-curve-{stop:g}", "csdi", settings, data, None, stop)
-        places = np.unique(np.linspace(0, len(test) - 1, 200).round().astype(int))
+        places = np.unique(np.linspace(0, len(test) - 1, 60).round().astype(int))
         x = test.batch(places)["x"].double()
         mean, std = (np.asarray(part).reshape(1, -1, 1) for part in (system.contract.shift, system.contract.scale))
         for share in (0.1, 0.5):
             seen = mask("random", len(x), system.contract.shape, 12, Noise(3), share=share) & x.isfinite()  # type: ignore[arg-type]
             asked = ~seen & x.isfinite()
             known = torch.zeros(len(x), 0, 48)
-            found = system.predict(Given(x, mask=seen), known, draws=50, noise=Noise(4), asked=asked, batch_size=64)
+            found = system.predict(Given(x, mask=seen), known, draws=30, noise=Noise(4), asked=asked, sampler=10, batch_size=64)
             figures = judged((found.draws.numpy() - mean[None]) / std[None], (x.numpy() - mean) / std, seen)
             rows[f"{stop:g} min, {share:.0%} missing"] = figures
         print(f"{stop:g} minutes, and {time.monotonic() - begun - 60 * stop:.0f} s of sampling", flush=True)
