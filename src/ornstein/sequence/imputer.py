@@ -102,16 +102,16 @@ class ImputerSystem:
             raise InputError("an imputer is shown exact values under a mask; for another measurement take restore")
         plan, values = self.plan_of(sampler), given.values.double()
         wanted = ~mask if asked is None else asked & ~mask
-        z, units = self._encoded(torch.where(mask, values, torch.nan).to(self.device), mask.to(self.device))
-        shown = torch.where(mask.to(self.device), z, torch.zeros_like(z))
-        cond = self._condition(shown, mask.to(self.device), wanted.to(self.device), known.to(self.device))
+        # units in float64 where they are exact, which not every device has
+        z, units = self._encoded(torch.where(mask, values, torch.nan), mask)
+        cond = self._condition(torch.where(mask, z, torch.zeros_like(z)), mask, wanted, known)
         rows = torch.arange(len(values)).repeat_interleave(draws)
         drawn = sample(
             self.denoiser, plan, shape=(len(rows), *self.contract.shape), noise=noise, first=first * draws,
-            cond={name: part[rows.to(part.device)] for name, part in cond.items()}, batch_size=batch_size or ROWS,
+            cond={name: part[rows] for name, part in cond.items()}, batch_size=batch_size or ROWS,
             device=self.device, progress=progress,
         )  # fmt: skip
-        x = units.repeat(draws).decode(drawn.double().to(units.shift)).cpu().unflatten(0, (len(values), draws))
+        x = units.repeat(draws).decode(drawn.cpu().double()).unflatten(0, (len(values), draws))
         x = torch.where(wanted[:, None], x, torch.nan)
         return Ensemble(torch.where(mask[:, None], values[:, None].cpu(), x))
 
@@ -130,8 +130,7 @@ class ImputerSystem:
         same = Contract.from_json(
             {**self.contract.to_json(), "shift": units.shift[0, :, 0].tolist(), "scale": units.scale[0, :, 0].tolist()}
         )
-        cond = self._condition(torch.zeros_like(z), nothing, ~nothing, known.to(z.device))
-        cond = {name: part.to(self.device) for name, part in cond.items()}
+        cond = self._condition(torch.zeros_like(z), nothing, ~nothing, known)
         told = {"data_variance": self.denoiser.sigma_data**2} if method == "pigdm" else {}
         ensemble = restore(
             self.denoiser, in_model_units(given, same), method=method, calls=calls, draws=draws, noise=noise,
@@ -149,11 +148,11 @@ class ImputerSystem:
 
     def memories(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The condition of the denoiser for a forecast of every window of a batch: what plans are calibrated on."""
-        x = batch["x"].to(self.device)
-        past = (torch.arange(x.shape[-1]) < self.windowing.context).to(self.device)
+        x = batch["x"]
+        past = torch.arange(x.shape[-1]) < self.windowing.context
         shown = x.isfinite() & past
         z, _ = self._encoded(x, shown)
-        return self._condition(torch.where(shown, z, 0.0), shown, x.isfinite() & ~past, batch["features"].to(self.device))
+        return self._condition(torch.where(shown, z, 0.0), shown, x.isfinite() & ~past, batch["features"])
 
     def _encoded(self, x: Tensor, shown: Tensor) -> tuple[Tensor, scaling.Frame]:
         """Windows in model units by what is shown of them, float32, and these units."""

@@ -17,7 +17,7 @@ missing in the past are carried forward, and the network is told.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,8 +103,14 @@ class _Steps:
             parts.append(self.constants.expand(-1, -1, before.shape[-1]))
         return torch.cat(parts, 1).transpose(1, 2)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Steps:
+        return _Steps(*(change(part) for part in (self.z, self.seen, self.known, self.constants, self.ratio)))
+
     def repeat(self, times: int) -> _Steps:
-        return _Steps(*(part.repeat_interleave(times, 0) for part in (self.z, self.seen, self.known, self.constants, self.ratio)))
+        return self.each(lambda part: part.repeat_interleave(times, 0))
+
+    def to(self, device: torch.device) -> _Steps:
+        return self.each(lambda part: part.to(device))
 
     def appended(self, z: Tensor) -> _Steps:
         """One step more, which is seen."""
@@ -188,7 +194,7 @@ class TimeGradSystem:
             self.net.eval()
             with torch.no_grad():
                 for at in cuts:
-                    mine = (past[at : at + size].to(self.device), known[at : at + size].to(self.device))
+                    mine = (past[at : at + size], known[at : at + size])
                     parts.append(self._drawn(*mine, draws, horizon, noise, plan, (first + at) * draws, ticks))
         finally:
             self.net.train(training)
@@ -200,7 +206,9 @@ class TimeGradSystem:
         self, past: Tensor, known: Tensor, draws: int, horizon: int, noise: Noise, plan: Plan, first: int, ticks: Any
     ) -> Tensor:
         options = self.windowing
+        # units in float64 where they are exact, which not every device has
         steps, frame = self._steps(past, known)
+        steps = steps.to(self.device)
         told = steps.inputs(options.reach, options.lags, options.differences, options.level)
         h, state = self.net(told)
         h = h[:, -1].repeat_interleave(draws, 0)
@@ -216,15 +224,14 @@ class TimeGradSystem:
                 told = steps.inputs(begin + step + 1, options.lags, options.differences, options.level)
                 h, state = self.net(told, state)
                 h = h[:, -1]
-        z = steps.z[..., begin:]
-        return frame.repeat(draws).decode(z.double().cpu() if z.device.type == "mps" else z.double()).unflatten(0, (-1, draws))
+        return frame.repeat(draws).decode(steps.z[..., begin:].cpu().double()).unflatten(0, (-1, draws))
 
     def memories(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The condition of the denoiser at the last step of every context of a batch: what plans are calibrated on."""
         context, options = self.windowing.context, self.windowing
         with torch.no_grad():
-            steps, _ = self._steps(batch["x"][..., :context].to(self.device), batch["features"].to(self.device))
-            h, _ = self.net(steps.inputs(options.reach, options.lags, options.differences, options.level))
+            steps, _ = self._steps(batch["x"][..., :context], batch["features"])
+            h, _ = self.net(steps.to(self.device).inputs(options.reach, options.lags, options.differences, options.level))
         return {"values": h[:, -1]}
 
     def plan_of(self, sampler: Plan | int | None) -> Plan:

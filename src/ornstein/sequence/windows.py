@@ -59,6 +59,7 @@ class SeriesData:
     calendar    whether windows come with the calendar's features of their times
     covariates  names, means and standard deviations of known-future and static covariates, which come as features too
     places      (windows, 2) int64: item and first row of every window
+    told        (F, T) float32 of every item: what is known of its times, see `known`
     """
 
     series: tuple[Series, ...]
@@ -68,6 +69,7 @@ class SeriesData:
     calendar: bool
     covariates: Covariates
     places: NDArray[np.int64]
+    told: tuple[NDArray[np.float32], ...]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -85,15 +87,12 @@ class SeriesData:
         return (*seen, *self.covariates)
 
     def batch(self, indices: Sequence[int] | NDArray[Any] | Tensor) -> dict[str, Tensor]:
-        """Windows at `indices` as {"x": (B, C, L) float32 in the data's own units, NaN where missing; "features": (B, F, L)}."""
-        rows = [self._window(int(item), int(start)) for item, start in self.places[np.asarray(indices, dtype=np.int64)]]
-        return {"x": torch.stack([x for x, _ in rows]), "features": torch.stack([known for _, known in rows])}
-
-    def _window(self, item: int, start: int) -> tuple[Tensor, Tensor]:
+        """Windows at `indices` as {"x": (B, C, L) float64 in the data's own units, NaN where missing; "features": (B, F, L)}."""
         length = self.context + self.horizon
-        one = self.series[item]
-        x = torch.from_numpy(one.values[start : start + length].T.astype(np.float32))
-        return x, torch.from_numpy(known(one, start, length, self.calendar, self.covariates))
+        chosen = [(int(item), int(start)) for item, start in self.places[np.asarray(indices, dtype=np.int64)]]
+        x = np.stack([self.series[item].values[start : start + length].T for item, start in chosen])
+        told = np.stack([self.told[item][:, start : start + length] for item, start in chosen])
+        return {"x": torch.from_numpy(x), "features": torch.from_numpy(told)}
 
     def require_labels(self) -> NDArray[np.int64]:
         """Raises InputError: windows have no labels."""
@@ -169,7 +168,8 @@ def windows(
     kept = np.asarray(places, np.int64)
     contract = measured(series, length) if like is None else like.contract
     covariates = covariate_moments(series) if like is None else like.covariates
-    return SeriesData(tuple(series), contract, context, horizon, calendar, covariates, kept)
+    told = tuple(known(one, 0, len(one), calendar, covariates) for one in series)
+    return SeriesData(tuple(series), contract, context, horizon, calendar, covariates, kept, told)
 
 
 def measured(series: Sequence[Series], length: int) -> Contract:

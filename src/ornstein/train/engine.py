@@ -128,6 +128,12 @@ class Module(lightning.LightningModule):
             self.judge = replace(system, loss_function=replace(system.loss_function, times=even))
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in system.net.modules())
 
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
+        """The batch on its device, in float32 where that has no float64."""
+        if device.type == "mps":
+            batch = {name: part.float() if _is_double(part) else part for name, part in batch.items()}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """The mean loss of a share."""
         step, first = int(batch["step"]), int(batch["first"])
@@ -184,6 +190,10 @@ class Module(lightning.LightningModule):
         """Put that history back."""
         if self.aware is not None:
             self.aware.load(checkpoint["times"])
+
+
+def _is_double(part: object) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.float64
 
 
 def loss_aware(system: Model) -> LossAware | None:
