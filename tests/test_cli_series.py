@@ -308,3 +308,25 @@ def test_real_tables_are_divided_in_time(shared: Path) -> None:
     training, held = divide(recipe.data, load_data(recipe))
     assert held is not None
     assert training.series[0].index[-1] < held.series[0].index[held.context]  # type: ignore[union-attr]
+
+
+def test_a_long_table_is_a_panel(run: Run) -> None:
+    rows = [
+        {"item_id": name, "day": day.date(), "value": 10 * place + step % 7}
+        for place, name in enumerate(("north", "south"))
+        for step, day in enumerate(pd.date_range("2024-01-01", periods=60, freq="D"))
+    ]
+    pd.DataFrame(rows).to_csv("panel.csv", index=False)
+    pd.DataFrame({"item_id": ["north", "south"], "area": [1.0, 2.5]}).to_csv("items.csv", index=False)
+    words = ("--data", "panel.csv", "--static", "items.csv")
+    ended = run("train", "timegrad", *words, "--horizon", 5, "--out", "x", *QUICK, *NET["timegrad"])
+    assert ended.code == 0, ended.err
+    config = model.read_recipe("x").sequence
+    assert config is not None
+    assert list(config.covariates) == ["area"]
+    ended = run("forecast", "x", *words, "--draws", 3, "--quiet")
+    assert ended.code == 0, ended.err
+    found = pd.read_csv("forecast.csv")
+    assert found["item"].value_counts().to_dict() == {"north": 5, "south": 5}
+    refused(run("backtest", "x", *words, "--quiet"), "holds 2 items")
+    refused(run("forecast", "x", "--data", "panel.csv", "--quiet"), "'area'", "--static")
