@@ -36,6 +36,7 @@ from ornstein.sequence import baselines, calendar, read_series, series
 from ornstein.sequence.backtest import figures, rolled
 from ornstein.sequence.choose import prepare
 from ornstein.sequence.data import Series
+from ornstein.sequence.linear import fit_linear
 from ornstein.sequence.predict import SequenceModel, forecasts
 from ornstein.sequence.windows import rolling_origins, windows
 from ornstein.train import train
@@ -173,8 +174,11 @@ def etth1(data: Path, out: Path, tasks: list[str], minutes: float) -> None:
                 ),
             )
             print(f"{folder}: judged in {time.monotonic() - begun:.0f} s", flush=True)
-        linear = baselines.fit_linear(scaled.values[:TRAINING], context, horizon)
-        named = {**baselines.FORECASTERS, "linear": linear}
+        linear = {
+            name: fit_linear(scaled.values[:TRAINING], context, horizon, relative=relative)
+            for name, relative in (("linear (NLinear)", True), ("linear (of values)", False))
+        }
+        named = {**baselines.FORECASTERS, **linear}
         for name, forecaster in named.items():
             if name == "var":
                 continue  # refitted at every origin it would take hours

@@ -161,9 +161,7 @@ def ecg5000(path: Path) -> list[Series]:
 
 def physionet(path: Path) -> list[Series]:
     """Stays of 48 hours x 35 variables that have a measurement."""
-    with np.load(path) as held:
-        values, names = held["values"].astype(np.float64), [str(name) for name in held["attributes"]]
-    return [series(one, channels=names, item=str(i)) for i, one in enumerate(values) if np.isfinite(one).any()]
+    return [one for one in read_series(str(path)) if np.isfinite(one.values).any()]
 
 
 def real(part: str, kind: str, path: Path, out: Path, minutes: float, cases: int) -> None:

@@ -31,7 +31,7 @@ _GP_POINTS = 2000  # observations of a channel above which a Gaussian process, o
 
 def last_value(history: Array, horizon: int, draws: int, *, season: int | None, noise: Noise, first: int = 0) -> Array:
     """The last known value of every channel, for ever; all draws agree. InputError for a channel without a known number."""
-    past = _history(history, horizon, draws)
+    past = checked_history(history, horizon, draws)
     return np.stack([np.repeat(_forward(past)[-1:], horizon, 0)] * draws)
 
 
@@ -41,7 +41,7 @@ def seasonal_naive(history: Array, horizon: int, draws: int, *, season: int | No
     A place of the season at which a channel was never seen takes the channel's last known value. InputError without a season,
     for a history shorter than one, and for a channel without a known number.
     """
-    past = _history(history, horizon, draws)
+    past = checked_history(history, horizon, draws)
     return np.stack([_last_season(past, horizon, _season(season, past, 1))] * draws)
 
 
@@ -52,7 +52,7 @@ def seasonal_bootstrap(history: Array, horizon: int, draws: int, *, season: int 
     them alone. k seasons ahead k such errors are added up, as the forecast is then repeated k times. InputError as
     `seasonal_naive`, and for fewer than two seasons in which every channel has been seen.
     """
-    past = _history(history, horizon, draws)
+    past = checked_history(history, horizon, draws)
     length = _season(season, past, 2)
     centre = _last_season(past, horizon, length)
     seen = _since_all_seen(past)
@@ -61,7 +61,7 @@ def seasonal_bootstrap(history: Array, horizon: int, draws: int, *, season: int 
         raise InputError(
             f"history has {len(seen)} steps in which every channel has been seen; {2 * length}, two seasons, are needed"
         )
-    filled = _interpolated(seen)
+    filled = interpolated(seen)
     change = (filled[length:] - filled[:-length])[-blocks * length :].reshape(blocks, length, -1)
     ahead = -(-horizon // length)
     chosen = (noise.uniform((draws, ahead), stream="baseline/season", first=first).numpy() * blocks).astype(np.int64)
@@ -76,7 +76,7 @@ def gaussian_walk(history: Array, horizon: int, draws: int, *, season: int | Non
     and the difference at its end stands for all its steps, as is right for a walk; a channel last seen k steps before the end
     starts its walk there. InputError for fewer than two steps in which every channel has been seen.
     """
-    past = _history(history, horizon, draws)
+    past = checked_history(history, horizon, draws)
     seen = _since_all_seen(past)
     if len(seen) < 2:
         raise InputError(f"history has {len(seen)} steps in which every channel has been seen; the Gaussian walk needs 2 or more")
@@ -84,8 +84,8 @@ def gaussian_walk(history: Array, horizon: int, draws: int, *, season: int | Non
     change = np.diff(held, axis=0)[-WALK_STEPS:]
     late = np.isfinite(past)[::-1].argmax(0)  # steps since each channel was seen
     steps = int(late.max()) + horizon
-    z = _normals((draws, steps, past.shape[1]), noise, "baseline/walk", first)
-    moves = z @ _root(change.T @ change / len(change)).T
+    z = normals((draws, steps, past.shape[1]), noise, "baseline/walk", first)
+    moves = z @ root(change.T @ change / len(change)).T
     moves *= np.arange(steps)[:, None] >= late.max() - late
     return held[-1] + moves.cumsum(1)[:, -horizon:]
 
@@ -97,9 +97,7 @@ def vector_autoregression(history: Array, horizon: int, draws: int, *, season: i
     where it cannot be fitted: too few steps since the last gap, a channel that never changes there, or channels of which one
     is a combination of the others. Source: Lütkepohl 2005, New Introduction to Multiple Time Series Analysis, chapters 3 and 4.
     """
-    from statsmodels.tsa.api import VAR
-
-    past = _history(history, horizon, draws)
+    past = checked_history(history, horizon, draws)
     channels = past.shape[1]
     gaps = np.flatnonzero(~np.isfinite(past).all(1))
     run = past[gaps[-1] + 1 :] if len(gaps) else past
@@ -115,18 +113,31 @@ def vector_autoregression(history: Array, horizon: int, draws: int, *, season: i
     try:
         if np.linalg.matrix_rank(np.diff(standard, axis=0)) < channels:
             raise np.linalg.LinAlgError("a channel is a combination of others")
-        fitted = VAR(standard).fit(most, ic="aic", trend="c")
-        root = _root(np.asarray(fitted.sigma_u))
+        order, intercept, coefficients, covariance = _fitted(standard, most)
+        factor = root(covariance)
     except (np.linalg.LinAlgError, ValueError) as error:
         raise InputError(f"history of {len(run)} steps has no VAR ({error}); leave out channels") from error
-    order = int(fitted.k_ar)
-    shocks = _normals((draws, horizon, channels), noise, "baseline/var", first) @ root.T
+    shocks = normals((draws, horizon, channels), noise, "baseline/var", first) @ factor.T
     path = np.concatenate([np.repeat(standard[None, len(standard) - order :], draws, 0), shocks], 1)
     for step in range(order, order + horizon):
-        path[:, step] += np.asarray(fitted.intercept)
+        path[:, step] += intercept
         for lag in range(order):
-            path[:, step] += path[:, step - 1 - lag] @ fitted.coefs[lag].T
+            path[:, step] += path[:, step - 1 - lag] @ coefficients[lag].T
     return centre + scale * path[:, order:]
+
+
+def _fitted(x: Array, most: int) -> tuple[int, Array, Array, Array]:
+    """Order, intercept (C,), coefficients (order, C, C) and covariance (C, C) of the autoregression of x with the least AIC."""
+    from statsmodels.tsa.api import VAR
+    from statsmodels.tsa.ar_model import ar_select_order
+
+    if x.shape[1] > 1:
+        fitted = VAR(x).fit(most, ic="aic", trend="c")
+        return int(fitted.k_ar), np.asarray(fitted.intercept), np.asarray(fitted.coefs), np.asarray(fitted.sigma_u)
+    chosen = ar_select_order(x[:, 0], most, ic="aic", trend="c")  # statsmodels' VAR wants two channels
+    fitted = chosen.model.fit()
+    numbers, order = np.asarray(fitted.params), len(chosen.ar_lags or ())
+    return order, numbers[:1], numbers[1:].reshape(order, 1, 1), np.full((1, 1), float(fitted.sigma2))
 
 
 FORECASTERS: dict[str, Forecaster] = {
@@ -136,89 +147,7 @@ FORECASTERS: dict[str, Forecaster] = {
     "gaussian walk": gaussian_walk,
     "var": vector_autoregression,
 }
-"""Forecasters by the names under which tables show them; `fit_linear` gives one more, which is trained."""
-
-
-@dataclass(frozen=True, eq=False)
-class LinearForecaster:
-    """A linear map of the context for every channel, with Gaussian errors: what `fit_linear` returns; a forecaster.
-
-    y_{T+h} = y_T + b_h + Σ_l W_hl (y_{T-l} - y_T) + e_h.  `weights` (C, context, horizon), `bias` (C, horizon), `roots`
-    (C, horizon, horizon) with e's covariance over time = root·rootᵀ per channel, `mixing` (C, C) the root of the correlation
-    of channels after whitening over time.
-    """
-
-    weights: Array
-    bias: Array
-    roots: Array
-    mixing: Array
-
-    def __call__(
-        self, history: NDArray[Any], horizon: int, draws: int, *, season: int | None = None, noise: Noise, first: int = 0
-    ) -> Array:
-        """Draws (draws, horizon, C); gaps in the context are interpolated. InputError for too short a history, too far a
-        horizon, other channels than fitted, and a channel without a known number in the context."""
-        channels, context, most = self.weights.shape
-        past = _history(history, horizon, draws)
-        if len(past) < context or past.shape[1] != channels:
-            raise InputError(
-                f"history has shape {past.shape}; the linear map needs {context} steps or more of {channels} channels"
-            )
-        if horizon > most:
-            raise InputError(f"horizon={horizon} is beyond the {most} steps that the linear map was fitted for; fit it for more")
-        known = past[-context:]
-        _demand_seen(known, f"the last {context} steps of history")
-        known = _interpolated(known)
-        mean = known[-1] + self.bias.T + np.einsum("tc,cth->hc", known - known[-1], self.weights)
-        z = _normals((draws, most, channels), noise, "baseline/linear", first) @ self.mixing.T
-        return mean[:horizon] + np.einsum("chk,dkc->dhc", self.roots[:, :horizon], z, optimize=True)
-
-
-def fit_linear(train: NDArray[Any], context: int, horizon: int, *, ridge: float = 0.0, windows: int = 20_000) -> LinearForecaster:
-    """NLinear by least squares: from a channel's last `context` steps, less the last value, straight to all `horizon` steps.
-
-    One map per channel, with intercept, on all windows of `train` (T, C) without a gap in that channel, or `windows` of them,
-    evenly spaced. `ridge` is the penalty in units of the mean square input. Errors are Gaussian with the covariance over the
-    horizon of the training errors (n - context in the denominator: of context + 1 coefficients one input is always 0).
-    InputError for a channel with fewer than context + horizon such windows.
-    Source: Zeng et al. 2023, arXiv 2205.13504, NLinear with individual maps.
-    """
-    past = np.asarray(train, np.float64)
-    if past.ndim != 2 or np.isinf(past).any():
-        raise InputError(f"train has shape {past.shape}; give (time, channel) of finite numbers, NaN where not known")
-    if context < 1 or horizon < 1 or windows < 1 or ridge < 0:
-        raise InputError(f"context={context}, horizon={horizon}, windows={windows} must be 1 or more, ridge={ridge} 0 or more")
-    total, channels = len(past) - context - horizon + 1, past.shape[1]
-    if total < context + horizon:
-        needed = 2 * (context + horizon) - 1
-        raise InputError(f"train has {len(past)} steps; a linear map of {context} to {horizon} steps needs {needed} or more")
-    begins = np.unique(np.linspace(0, total - 1, min(total, windows)).round().astype(np.int64))
-    weights, bias = np.zeros((channels, context, horizon)), np.zeros((channels, horizon))
-    roots, white = np.zeros((channels, horizon, horizon)), np.zeros((channels, len(begins), horizon))
-    for channel in range(channels):
-        cut = np.lib.stride_tricks.sliding_window_view(past[:, channel], context + horizon)[begins]
-        use = np.isfinite(cut).all(1)
-        n = int(use.sum())
-        if n < context + horizon:
-            raise InputError(
-                f"channel {channel} of train has {n} windows without a gap; {context + horizon} are needed, fill the gaps"
-            )
-        rows = cut[use] - cut[use, context - 1 : context]
-        x, y = rows[:, :context], rows[:, context:]
-        centre_x, centre_y = x.mean(0), y.mean(0)
-        x, y = x - centre_x, y - centre_y
-        penalty = np.sqrt(ridge * n * np.square(x).mean()) * np.eye(context)
-        map_ = np.linalg.lstsq(np.concatenate([x, penalty]), np.concatenate([y, np.zeros((context, horizon))]), rcond=None)[0]
-        error = y - x @ map_
-        weights[channel], bias[channel] = map_, centre_y - centre_x @ map_
-        roots[channel] = _root(error.T @ error / max(1, n - context))
-        white[channel, use] = error @ np.linalg.pinv(roots[channel], rcond=1e-8).T
-    # windows with a gap count as 0, so that the matrix stays a correlation
-    together = np.einsum("anh,bnh->ab", white, white, optimize=True)
-    size = np.sqrt(together.diagonal())
-    together = together / np.where(np.outer(size, size) > 0, np.outer(size, size), 1)
-    np.fill_diagonal(together, 1)
-    return LinearForecaster(weights, bias, roots, _root(together))
+"""Forecasters by the names under which tables show them; `linear.fit_linear` gives one more, which is trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +161,7 @@ class Marginals:
     def of(train: NDArray[Any]) -> Marginals:
         """Those of the known numbers of train (…, C); InputError for a channel without any."""
         flat = np.asarray(train, np.float64).reshape(-1, np.shape(train)[-1])
-        _demand_seen(flat, "train")
+        demand_seen(flat, "train")
         return Marginals(np.nanmean(flat, 0), np.nanstd(flat, 0))
 
 
@@ -255,7 +184,7 @@ def impute_last(values: Array, *, draws: int, noise: Noise, first: int = 0, fall
 
 def impute_linear(values: Array, *, draws: int, noise: Noise, first: int = 0, fallback: Marginals | None = None) -> Array:
     """The straight line between the known values on either side; the nearest known one at the ends. All draws agree."""
-    return np.stack([_interpolated(_seeded(_values(values, draws, fallback), fallback))] * draws)
+    return np.stack([interpolated(_seeded(_values(values, draws, fallback), fallback))] * draws)
 
 
 def impute_process(values: Array, *, draws: int, noise: Noise, first: int = 0, fallback: Marginals | None = None) -> Array:
@@ -273,7 +202,7 @@ def impute_process(values: Array, *, draws: int, noise: Noise, first: int = 0, f
         raise InputError(
             f"values have {many} known numbers in a channel; a Gaussian process takes {_GP_POINTS}, cut into windows"
         )
-    z = _normals((draws, *x.shape), noise, "baseline/process", first)
+    z = normals((draws, *x.shape), noise, "baseline/process", first)
     for channel in range(x.shape[1]):
         there = known[:, channel]
         if there.all():
@@ -282,7 +211,7 @@ def impute_process(values: Array, *, draws: int, noise: Noise, first: int = 0, f
             found[:, ~there, channel] = fallback.mean[channel] + fallback.std[channel] * z[:, ~there, channel]
             continue
         mean, covariance = _conditional(np.flatnonzero(there), x[there, channel], np.flatnonzero(~there))
-        found[:, ~there, channel] = mean + z[:, ~there, channel] @ _root(covariance).T
+        found[:, ~there, channel] = mean + z[:, ~there, channel] @ root(covariance).T
     return found
 
 
@@ -320,13 +249,14 @@ def _conditional(at: NDArray[np.int64], y: Array, wanted: NDArray[np.int64]) -> 
     return centre + scale * mean, scale**2 * covariance
 
 
-def _history(history: NDArray[Any], horizon: int, draws: int) -> Array:
+def checked_history(history: NDArray[Any], horizon: int, draws: int) -> Array:
+    """A history (T, C) as float64; InputError for what is none, or a channel without a known number."""
     past = np.asarray(history, np.float64)
     if past.ndim != 2 or 0 in past.shape or np.isinf(past).any():
         raise InputError(f"history has shape {past.shape}; give (time, channel) of finite numbers, NaN where not known")
     if horizon < 1 or draws < 1:
         raise InputError(f"horizon={horizon} and draws={draws} must be 1 or more")
-    _demand_seen(past, "history")
+    demand_seen(past, "history")
     return past
 
 
@@ -337,13 +267,13 @@ def _values(values: NDArray[Any], draws: int, fallback: Marginals | None, least:
     if draws < 1:
         raise InputError(f"draws={draws} must be 1 or more")
     if fallback is None:
-        _demand_seen(x, "values", least, "; give fallback=Marginals.of(train)")
+        demand_seen(x, "values", least, "; give fallback=Marginals.of(train)")
     elif fallback.mean.shape != x.shape[1:] or fallback.std.shape != x.shape[1:]:
         raise InputError(f"fallback is of shape {fallback.mean.shape} for {x.shape[1]} channels; give Marginals.of(train)")
     return x
 
 
-def _demand_seen(x: Array, name: str, least: int = 1, remedy: str = "; leave it out or fill it") -> None:
+def demand_seen(x: Array, name: str, least: int = 1, remedy: str = "; leave it out or fill it") -> None:
     """InputError for a channel of x (T, C) with gaps and fewer than `least` known numbers."""
     known = np.isfinite(x).sum(0)
     if len(few := np.flatnonzero((known < least) & (known < len(x)))):
@@ -383,7 +313,7 @@ def _seeded(x: Array, fallback: Marginals | None) -> Array:
     return x if fallback is None else np.where(np.isfinite(x).any(0), x, fallback.mean)
 
 
-def _interpolated(x: Array) -> Array:
+def interpolated(x: Array) -> Array:
     """Gaps of (T, C) filled by straight lines, by the nearest known value at the ends."""
     filled, places = x.copy(), np.arange(len(x))
     for channel in np.flatnonzero(~np.isfinite(x).all(0)):
@@ -392,11 +322,12 @@ def _interpolated(x: Array) -> Array:
     return filled
 
 
-def _normals(shape: tuple[int, ...], noise: Noise, stream: str, first: int) -> Array:
+def normals(shape: tuple[int, ...], noise: Noise, stream: str, first: int) -> Array:
+    """Normals of `shape` = (draws, …), float64; draw j is sample first + j of the noise."""
     return noise.normal(shape, stream=stream, first=first, dtype=torch.float64).numpy()
 
 
-def _root(covariance: Array) -> Array:
+def root(covariance: Array) -> Array:
     """R with R·Rᵀ = a covariance that may be singular; what rounding makes negative counts as 0."""
     values, vectors = np.linalg.eigh(covariance)
     return vectors * np.sqrt(np.maximum(values, 0))
