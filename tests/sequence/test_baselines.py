@@ -215,6 +215,22 @@ def test_the_linear_map_is_as_good_as_the_law_of_an_autoregression() -> None:
     assert found.sum((2, 3)).std(1).mean() == pytest.approx(exact.sum((2, 3)).std(1).mean(), rel=0.06)
 
 
+@pytest.mark.parametrize("coefficients", [(0.7, 0.5), (0.95, 0.3), (0.9, -0.5), (0.6, 0.0)])
+def test_the_linear_maps_errors_keep_the_correlation_of_channels(coefficients: tuple[float, float]) -> None:
+    shocks = normals(12_000, 2) @ np.linalg.cholesky(np.array([[1.0, 0.9], [0.9, 1.0]])).T
+    x = np.zeros_like(shocks)
+    for t in range(1, len(x)):
+        x[t] = np.asarray(coefficients) * x[t - 1] + shocks[t]
+    found = fit_linear(x, 8, 10, relative=False)(x, 10, 4000, noise=Noise(3))
+    first = np.corrcoef(found[:, 0].T)[0, 1]
+    assert first == pytest.approx(0.9, abs=0.03)
+    # at step k the covariance is 0.9 Σ (ab)^j over j < k
+    a, b = coefficients
+    powers = np.arange(10)
+    cross = 0.9 * ((a * b) ** powers).sum() / math.sqrt((a ** (2 * powers)).sum() * (b ** (2 * powers)).sum())
+    assert np.corrcoef(found[:, -1].T)[0, 1] == pytest.approx(cross, abs=0.08)
+
+
 def test_the_linear_map_steps_over_gaps_and_shrinks_with_a_ridge() -> None:
     x = walks(1, 1500, np.eye(2))[0]
     x[::29, 1] = NAN

@@ -91,7 +91,9 @@ def fit_linear(
         map_ = np.linalg.lstsq(np.concatenate([x, penalty]), np.concatenate([y, np.zeros((context, horizon))]), rcond=None)[0]
         error = y - x @ map_
         weights[channel], bias[channel] = map_, centre_y - centre_x @ map_
-        roots[channel] = root(error.T @ error / max(1, n - context))
+        # triangular: the first whitened number of every channel is its first step's error, so that they belong together
+        upper = np.linalg.qr(error, mode="r") / np.sqrt(max(1, n - context))
+        roots[channel] = (upper * np.where(upper.diagonal() < 0, -1, 1)[:, None]).T
         white[channel, use] = error @ np.linalg.pinv(roots[channel], rcond=1e-8).T
     # windows with a gap count as 0, so that the matrix stays a correlation
     together = np.einsum("anh,bnh->ab", white, white, optimize=True)
