@@ -278,7 +278,7 @@ def conditional(covariance: Array, x: Array, there: NDArray[np.bool_], z: Array)
 
 
 def test_the_gaussian_process_is_calibrated_on_its_own_kind_of_data() -> None:
-    windows, time = 12, 80
+    windows, time = 30, 80
     x = 100 + 20 * process(6.0, 0.2, time, windows, 0)
     gaps = x.copy()
     gaps[Noise(4).uniform(gaps.shape).numpy() < 0.4] = NAN
@@ -295,8 +295,7 @@ def test_the_gaussian_process_is_calibrated_on_its_own_kind_of_data() -> None:
         z = normals(100, int((~there).sum()), seed=100 + k)
         exact[k][:, ~there] = 100 + conditional(covariance, one - 100, there, z)
     truth = np.where(np.isfinite(gaps), NAN, x)[..., None]
-    # amplitude, length and noise are found from some 45 numbers each: intervals come out a little narrow
-    assert measures.coverage(found[..., None], truth, 0.9) == pytest.approx(0.88, abs=0.05)
+    assert measures.coverage(found[..., None], truth, 0.9) == pytest.approx(0.9, abs=0.05)
     assert measures.crps(found[..., None], truth) < 1.1 * measures.crps(exact[..., None], truth)
     # joint: the mean over the whole gap of eight
     block, whole = found[:, :, None, 30:38].mean(-1, keepdims=True), x[:, None, 30:38].mean(-1, keepdims=True)
