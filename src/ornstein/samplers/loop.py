@@ -132,6 +132,13 @@ def fitted(plans: Sequence[Plan], calls: int, denoiser: Denoises) -> Plan | None
     return None
 
 
+def meant(sampler: Plan | int | None, denoiser: Denoises, default: Plan, calibrated: Sequence[Plan]) -> Plan:
+    """The plan meant: itself, that of `calibrated` for a number of calls or else the default rule's, or `default` for None."""
+    if sampler is None or isinstance(sampler, Plan):
+        return sampler or default
+    return fitted(calibrated, sampler, denoiser) or default_plan(denoiser.process, sampler)
+
+
 class Batch(NamedTuple):
     """The samples first … of one chunk: `state()` makes their x_T, `cond` are their conditions, `places` where they are."""
 

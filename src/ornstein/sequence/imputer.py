@@ -24,8 +24,8 @@ from ornstein.measured import in_model_units
 from ornstein.metrics import Ensemble
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
-from ornstein.samplers import Plan, default_plan, sample
-from ornstein.samplers.loop import fitted
+from ornstein.samplers import Plan, sample
+from ornstein.samplers.loop import meant
 from ornstein.sequence import scaling
 from ornstein.sequence.choose import Windowing
 from ornstein.sequence.masks import mixed
@@ -140,11 +140,7 @@ class ImputerSystem:
 
     def plan_of(self, sampler: Plan | int | None) -> Plan:
         """The plan meant: itself, the one for a number of calls (calibrated to these weights if there is one), or the default."""
-        if isinstance(sampler, Plan):
-            return sampler
-        if sampler is None:
-            return self.plan
-        return fitted(self.calibrated, sampler, self.denoiser) or default_plan(self.denoiser.process, sampler)
+        return meant(sampler, self.denoiser, self.plan, self.calibrated)
 
     def memories(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The condition of the denoiser for a forecast of every window of a batch: what plans are calibrated on."""

@@ -35,8 +35,8 @@ from ornstein.nets import MLP
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess
 from ornstein.progress import track
-from ornstein.samplers import Plan, default_plan, sample
-from ornstein.samplers.loop import fitted
+from ornstein.samplers import Plan, sample
+from ornstein.samplers.loop import meant
 from ornstein.sequence import scaling
 from ornstein.sequence.choose import Windowing
 
@@ -236,11 +236,7 @@ class TimeGradSystem:
 
     def plan_of(self, sampler: Plan | int | None) -> Plan:
         """The plan meant: itself, the one for a number of calls (calibrated to these weights if there is one), or the default."""
-        if isinstance(sampler, Plan):
-            return sampler
-        if sampler is None:
-            return self.plan
-        return fitted(self.calibrated, sampler, self.denoiser) or default_plan(self.denoiser.process, sampler)
+        return meant(sampler, self.denoiser, self.plan, self.calibrated)
 
     def _steps(self, past: Tensor, known: Tensor) -> tuple[_Steps, scaling.Frame]:
         """A context in model units, and these units."""
