@@ -101,6 +101,21 @@ def test_the_loss_sees_no_number_that_is_missing(kind: str, law: str) -> None:
     assert torch.equal(system.loss({**batch, "x": shown}, Noise(0)), losses)
 
 
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_the_network_is_told_nothing_of_what_is_hidden(interpolated: bool) -> None:
+    settings = ("sequence.masks={forecast: 1}", "sequence.scaling=window", f"sequence.interpolated={interpolated}")
+    system, data, _ = made("sssd", waves(), *settings)
+    batch, told = data.batch(range(4)), []
+    system.net.register_forward_pre_hook(lambda net, arguments: told.append(arguments[2]["given"]))
+    system.loss(batch, Noise(0))
+    wild = batch["x"].clone()
+    wild[..., -4:] += 100
+    system.loss({**batch, "x": wild}, Noise(0))
+    assert torch.equal(told[0], told[1])
+    end = told[0][:, :2, 7:]
+    assert torch.equal(end[..., 1:], end[..., :1].expand(-1, -1, 4) if interpolated else torch.zeros(4, 2, 4))
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_forecasts_of_any_length_follow_their_own_draws(kind: str) -> None:
     system, _, _ = made(kind, waves())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from ornstein.contract import Contract
 from ornstein.noise import Noise
-from ornstein.sequence.scaling import SCALINGS, carried, frame, step_scale
+from ornstein.sequence.scaling import SCALINGS, carried, frame, interpolated, step_scale
 
 
 def contract(mean: float = 0.0, std: float = 1.0, length: int = 40) -> Contract:
@@ -89,3 +90,15 @@ def test_the_last_number_seen_is_carried() -> None:
     x = torch.tensor([[[torch.nan, 1.0, torch.nan, torch.nan, 4.0]]])
     found = carried(x, x.isfinite(), torch.full((1, 1, 1), -9.0))
     assert found.flatten().tolist() == [-9, 1, 1, 1, 4]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.05, 0.95))
+def test_lines_between_what_is_seen(seed: int, share: float) -> None:
+    x = windows(seed)
+    seen = Noise(seed).uniform(x.shape, stream="seen") < share
+    found = interpolated(torch.where(seen, x, torch.nan), seen)
+    places = np.arange(x.shape[-1])
+    for row, shown, line in zip(x.flatten(0, 1).numpy(), seen.flatten(0, 1).numpy(), found.flatten(0, 1).numpy(), strict=True):
+        wanted = np.interp(places, places[shown], row[shown]) if shown.any() else np.zeros(len(places))
+        np.testing.assert_allclose(line, wanted, atol=1e-12)

@@ -34,6 +34,7 @@ class Windowing:
     lags: tuple[int, ...]
     level: bool
     masks: dict[str, float]
+    interpolated: bool
     features: int
     calendar: bool
     covariates: Covariates
@@ -72,7 +73,7 @@ class Windowing:
             raise InputError(f"sequence.lags={config.lags} must lie between 1 and sequence.context - 1 = {config.context - 1}")
         return Windowing(
             config.context, config.horizon, config.scaling, config.differences, lags, config.level, dict(config.masks),
-            len(config.features), config.calendar, config.covariates, config.frequency,
+            config.interpolated, len(config.features), config.calendar, config.covariates, config.frequency,
         )  # fmt: skip
 
 

@@ -155,10 +155,10 @@ class ImputerSystem:
         units = scaling.frame(self.windowing.scaling, x, shown, self.contract)
         return units.encode(x).float(), units
 
-    @staticmethod
-    def _condition(clean: Tensor, shown: Tensor, asked: Tensor, known: Tensor) -> dict[str, Tensor]:
+    def _condition(self, clean: Tensor, shown: Tensor, asked: Tensor, known: Tensor) -> dict[str, Tensor]:
         """What the network is told: values where they are shown, what is shown, what is asked, and the features of the times."""
-        told = {"given": torch.cat([torch.where(shown, clean, 0.0), shown.to(clean), asked.to(clean)], 1)}
+        values = scaling.interpolated(clean, shown) if self.windowing.interpolated else torch.where(shown, clean, 0.0)
+        told = {"given": torch.cat([values, shown.to(clean), asked.to(clean)], 1)}
         return told | ({"features": known.float()} if known.shape[1] else {})
 
 

@@ -89,6 +89,19 @@ def carried(x: Tensor, seen: Tensor, fallback: Tensor) -> Tensor:
     return torch.where(last >= 0, found, fallback)
 
 
+def interpolated(x: Tensor, seen: Tensor) -> Tensor:
+    """Lines over time between what is seen of x (B, C, L), level before the first and after the last; 0 where there is none."""
+    length = x.shape[-1]
+    places = torch.arange(length, device=x.device).expand_as(x)
+    before = torch.where(seen, places, -1).cummax(-1).values
+    after = torch.where(seen, places, length).flip(-1).cummin(-1).values.flip(-1)
+    left = torch.where(before < 0, after, before).clamp(max=length - 1)
+    right = torch.where(after == length, before, after).clamp(min=0)
+    kept = _kept(x, seen)
+    share = (places - left).to(x) / (right - left).clamp(min=1)
+    return torch.lerp(kept.gather(-1, left), kept.gather(-1, right), share)
+
+
 def step_scale(x: Tensor, seen: Tensor, contract: Contract) -> Tensor:
     """Root mean square of the changes from step to step that are seen of x (B, C, L), (B, C, 1), and never below `LEAST_STEP` of
     the training data's standard deviation: sqrt(rms² + least²), so that the end of a fixed rate is no change of thousands."""
