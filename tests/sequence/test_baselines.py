@@ -25,7 +25,6 @@ from ornstein.sequence.baselines import (
     seasonal_naive,
     vector_autoregression,
 )
-from ornstein.sequence.linear import fit_linear
 
 Array = NDArray[np.float64]
 NAN = np.nan
@@ -84,8 +83,8 @@ def test_a_random_walk_is_forecast_as_by_its_own_law() -> None:
     mixing = np.array([[1.0, 0.0], [0.8, 0.6]])
     x = walks(150, 271, mixing)
     past, truth = x[:, :251], x[:, 251:]
-    found = rolled(gaussian_walk, past, 20, 100)
-    exact = past[:, None, -1:] + walks(150 * 100, 20, mixing, seed=5).reshape(150, 100, 20, 2)
+    found = rolled(gaussian_walk, past, 20, 60)
+    exact = past[:, None, -1:] + walks(150 * 60, 20, mixing, seed=5).reshape(150, 60, 20, 2)
     for score in (measures.crps_sum, measures.crps, measures.energy_score):
         assert score(found, truth) == pytest.approx(score(exact, truth), rel=0.02)
     assert measures.coverage(found, truth, 0.8) == pytest.approx(measures.coverage(exact, truth, 0.8), abs=0.02)
@@ -136,10 +135,10 @@ def autoregression(start: Array, steps: int, z: Array) -> Array:
 def test_a_vector_autoregression_is_forecast_as_by_its_own_law() -> None:
     start = np.linalg.solve(np.eye(2) - A, C)
     x = autoregression(start, 3000, normals(3000, 2))
-    origins = range(1000, 2950, 40)
+    origins = range(1000, 2950, 130)
     truth = np.stack([x[at : at + 10] for at in origins])
     found = np.stack([
-        vector_autoregression(x[:at], 10, 200, season=None, noise=Noise(1), first=at * 200) for at in origins
+        vector_autoregression(x[at - 800 : at], 10, 200, season=None, noise=Noise(1), first=at * 200) for at in origins
     ])  # fmt: skip
     z = normals(len(origins), 200, 10, 2, seed=7)
     exact = autoregression(np.stack([x[at - 1] for at in origins])[:, None].repeat(200, 1), 10, z)
@@ -180,67 +179,6 @@ def test_a_vector_autoregression_says_why_it_cannot_be_fitted(name: str) -> None
     with pytest.raises(InputError, match=UNFIT[name][1]) as error:
         vector_autoregression(UNFIT[name][0], 3, 10, season=None, noise=Noise(0))
     assert "\n" not in str(error.value)
-
-
-def test_a_linear_trend_is_exact_for_the_linear_map() -> None:
-    trend = np.arange(300.0)[:, None] * [0.5, -2.0] + [7.0, 1e3]
-    found = fit_linear(trend[:200], 24, 12)(trend[:250], 12, 3, noise=Noise(0))
-    assert found == pytest.approx(np.stack([trend[250:262]] * 3), abs=1e-6)
-    wave = np.sin(np.arange(400.0) / 5)[:, None]
-    assert fit_linear(wave[:300], 24, 12)(wave[:350], 6, 1, noise=Noise(0))[0] == pytest.approx(wave[350:356], abs=1e-6)
-
-
-def test_the_linear_map_is_as_good_as_the_law_of_an_autoregression() -> None:
-    """Errors grow and are correlated over time and channels as the law says: sums over both are honest too."""
-    start = np.linalg.solve(np.eye(2) - A.diagonal() * np.eye(2), C)
-    rows, x, z = [], start, normals(22_000, 2) @ L.T
-    for shock in z:
-        x = C + A.diagonal() * x + shock
-        rows.append(x)
-    series = np.stack(rows)
-    model = fit_linear(series[:12_000], 8, 10, relative=False)
-    origins = range(12_100, 21_900, 40)
-    truth = np.stack([series[at : at + 10] for at in origins])
-    found = np.stack([model(series[:at], 10, 100, noise=Noise(3), first=at * 100) for at in origins])
-    exact = np.zeros_like(found)
-    state = np.stack([series[at - 1] for at in origins])[:, None].repeat(100, 1)
-    shocks = normals(len(truth), 100, 10, 2, seed=8) @ L.T
-    for step in range(10):
-        state = C + A.diagonal() * state + shocks[:, :, step]
-        exact[:, :, step] = state
-    for score in (measures.crps_sum, measures.crps, measures.energy_score):
-        assert score(found, truth) == pytest.approx(score(exact, truth), rel=0.02)
-    assert measures.coverage(found, truth, 0.9) == pytest.approx(0.9, abs=0.02)
-    # variances of sums see the dependence over time and between channels
-    assert found.sum((2, 3)).std(1).mean() == pytest.approx(exact.sum((2, 3)).std(1).mean(), rel=0.06)
-
-
-@pytest.mark.parametrize("coefficients", [(0.7, 0.5), (0.95, 0.3), (0.9, -0.5), (0.6, 0.0)])
-def test_the_linear_maps_errors_keep_the_correlation_of_channels(coefficients: tuple[float, float]) -> None:
-    shocks = normals(12_000, 2) @ np.linalg.cholesky(np.array([[1.0, 0.9], [0.9, 1.0]])).T
-    x = np.zeros_like(shocks)
-    for t in range(1, len(x)):
-        x[t] = np.asarray(coefficients) * x[t - 1] + shocks[t]
-    found = fit_linear(x, 8, 10, relative=False)(x, 10, 4000, noise=Noise(3))
-    first = np.corrcoef(found[:, 0].T)[0, 1]
-    assert first == pytest.approx(0.9, abs=0.03)
-    # at step k the covariance is 0.9 Σ (ab)^j over j < k
-    a, b = coefficients
-    powers = np.arange(10)
-    cross = 0.9 * ((a * b) ** powers).sum() / math.sqrt((a ** (2 * powers)).sum() * (b ** (2 * powers)).sum())
-    assert np.corrcoef(found[:, -1].T)[0, 1] == pytest.approx(cross, abs=0.08)
-
-
-def test_the_linear_map_steps_over_gaps_and_shrinks_with_a_ridge() -> None:
-    x = walks(1, 1500, np.eye(2))[0]
-    x[::29, 1] = NAN
-    x[-3, 0] = NAN
-    model = fit_linear(x, 6, 4, windows=700)
-    found = model(x, 4, 10, noise=Noise(0))
-    assert np.isfinite(found).all()
-    shrunk = fit_linear(x, 6, 4, ridge=1e9)
-    assert np.abs(shrunk.weights).max() < 1e-6
-    assert np.abs(model.weights).max() > 1e-3
 
 
 EXACT_GAPS = np.array([[NAN, 1.0], [2.0, NAN], [NAN, NAN], [NAN, 7.0], [8.0, NAN]])
@@ -368,16 +306,6 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         "history has 6 steps in which",
     ),
     "walk": (lambda: gaussian_walk(normals(1, 1), 2, 2, season=None, noise=Noise(0)), "history has 1 steps in which"),
-    "linear short": (lambda: fit_linear(normals(50, 1), 24, 12), "train has 50 steps"),
-    "linear gaps": (lambda: fit_linear(normals(500, 1) + np.where(np.arange(500) % 9, 0, NAN)[:, None], 24, 12), "channel 0"),
-    "linear shape": (lambda: fit_linear(normals(500), 24, 12), "train has shape"),
-    "linear ridge": (lambda: fit_linear(normals(500, 1), 24, 12, ridge=-1), "ridge=-1"),
-    "linear history": (lambda: fit_linear(normals(99, 1), 9, 2)(normals(8, 1), 2, 1, noise=Noise(0)), "history has shape"),
-    "linear far": (lambda: fit_linear(normals(99, 1), 9, 2)(normals(9, 1), 3, 1, noise=Noise(0)), "horizon=3"),
-    "linear unseen": (
-        lambda: fit_linear(normals(99, 1), 9, 2)(np.concatenate([normals(3, 1), np.full((9, 1), NAN)]), 2, 1, noise=Noise(0)),
-        "the last 9 steps of history",
-    ),
     "values": (lambda: IMPUTERS["mean"](normals(5), draws=2, noise=Noise(0)), "values have shape"),
     "fallback": (
         lambda: IMPUTERS["mean"](normals(5, 2), draws=2, noise=Noise(0), fallback=Marginals.of(normals(9, 3))),
