@@ -1,10 +1,13 @@
-"""What this machine computes fast."""
+"""What this machine computes, and fast."""
 
 from __future__ import annotations
 
 import platform
 
 import torch
+
+WITHOUT_DOUBLE = {"mps"}
+"""Types of device that have no float64."""
 
 
 def bfloat16_is_native(device: torch.device | str) -> bool:
@@ -15,6 +18,12 @@ def bfloat16_is_native(device: torch.device | str) -> bool:
     cpu = torch.cpu
     known = cpu.get_capabilities() if hasattr(cpu, "get_capabilities") else {"avx512_bf16": cpu._is_avx512_bf16_supported()}
     return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def widest(device: torch.device | str) -> torch.device:
+    """Where float64 numbers of a device are computed: there, or on the CPU where it has none."""
+    place = torch.device(device)
+    return torch.device("cpu") if place.type in WITHOUT_DOUBLE else place
 
 
 def half_precision(precision: str, device: torch.device | str) -> bool:

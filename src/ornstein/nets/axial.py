@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ornstein.files import InputError
+from ornstein.hardware import widest
 from ornstein.nets.blocks import zeroed
 from ornstein.nets.embed import Condition, NoiseEmbedding
 from ornstein.nets.s4 import check_sizes, checked_series
@@ -129,7 +130,8 @@ class _Layer(nn.Module):
 
 def _time_code(length: int, like: Tensor) -> Tensor:
     """[sin(w_i l), cos(w_i l)] of the positions l = 0 to length − 1, (length, 128), with w_i geometric from 1 to 1e-4."""
-    position = torch.arange(length, dtype=torch.float64, device=like.device)
-    frequency = _SLOWEST ** torch.linspace(0, 1, _TIME_CODE // 2, dtype=torch.float64, device=like.device)
+    place = widest(like.device)
+    position = torch.arange(length, dtype=torch.float64, device=place)
+    frequency = _SLOWEST ** torch.linspace(0, 1, _TIME_CODE // 2, dtype=torch.float64, device=place)
     angle = position[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], 1).to(like.dtype)
+    return torch.cat([angle.sin(), angle.cos()], 1).to(like)

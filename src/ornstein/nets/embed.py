@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ornstein.files import InputError
+from ornstein.hardware import widest
 
 Condition = Mapping[str, Tensor]
 
@@ -48,11 +49,11 @@ class NoiseEmbedding(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        exponent = torch.linspace(0, 1, self.frequencies, dtype=torch.float64, device=c_noise.device)
+        exponent = torch.linspace(0, 1, self.frequencies, dtype=torch.float64, device=widest(c_noise.device))
         frequency = _FASTEST * (_SLOWEST / _FASTEST) ** exponent
         # Half precision cannot tell k = 999 from k = 1000, so the angle is formed in float32 or better.
         wide = torch.promote_types(c_noise.dtype, torch.float32)
-        angle = c_noise.to(wide)[:, None] * frequency.to(wide)
+        angle = c_noise.to(wide)[:, None] * frequency.to(c_noise.device, wide)
         code = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.inner.weight.dtype)
         return self.outer(functional.silu(self.inner(code)))
 

@@ -11,7 +11,8 @@ class          A                                     K of length L costs a chann
 =============  ====================================  ===================================  ==========================
 
 The state is N/2 conjugate pairs of complex numbers, of which one each is kept. Kernels and memories are float64
-whatever the weights are: a pole turns through thousands of radians in one kernel, which float32 cannot follow.
+whatever the weights are: a pole turns through thousands of radians in one kernel, which float32 cannot follow. Where a device has
+no float64 they are computed on the CPU.
 """
 
 import math
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.files import InputError
+from ornstein.hardware import widest
 
 
 class Recurrence(NamedTuple):
@@ -72,7 +74,7 @@ class S4DKernel(nn.Module):
         stride = 2 ** math.ceil(math.log2(length) / 2)
         rows = (C * B_bar)[..., None] * _powers(_squared(A_bar, stride), -(-length // stride))
         kernel = 2 * (rows.mT @ _powers(A_bar, stride)).real
-        return kernel.flatten(1)[:, :length].to(self.C.dtype)
+        return kernel.flatten(1)[:, :length].to(self.C)
 
     def recurrence(self) -> Recurrence:
         """A_bar, B_bar and C, each (width, N/2) and complex128: the diagonal of the half that is kept; y = 2·Re C·x."""
@@ -81,12 +83,12 @@ class S4DKernel(nn.Module):
     @staticmethod
     def advance(recurrence: Recurrence, memory: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence, u (B, width) and memory (B, width, N/2) -> y (B, width) and the next memory."""
-        memory = recurrence.A_bar * memory + recurrence.B_bar * u[..., None]
-        return 2 * (recurrence.C * memory).sum(-1).real.to(u.dtype), memory
+        memory = recurrence.A_bar * memory + recurrence.B_bar * u[..., None].to(memory.device)
+        return 2 * (recurrence.C * memory).sum(-1).real.to(u), memory
 
     def _discrete(self) -> Recurrence:
-        poles = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
-        A_bar, factor = DISCRETISATIONS[self.discretisation](poles, self.log_step.double().exp()[:, None])
+        poles = torch.complex(-_precise(self.log_decay).exp(), _precise(self.frequency))
+        A_bar, factor = DISCRETISATIONS[self.discretisation](poles, _precise(self.log_step).exp()[:, None])
         return Recurrence(A_bar, factor * _complex(self.B), _complex(self.C))
 
 
@@ -116,7 +118,7 @@ class S4Kernel(nn.Module):
     def kernel(self, length: int) -> Tensor:
         """K_0 to K_{length-1} of every channel, (width, length), in the dtype of the weights."""
         poles, P, B, C = self._continuous()
-        step = self.log_step.double().exp()[:, None]
+        step = _precise(self.log_step).exp()[:, None]
         ratio, aliased = _CIRCLE["wide" if self.C.dtype == torch.float64 else "narrow"]
         points = fast_length(math.ceil(ratio * length))
         log_radius = math.log(aliased) / points
@@ -131,7 +133,7 @@ class S4Kernel(nn.Module):
         transformed = 2 / (1 + z) * (CB - CP * PB / (1 + PP))
         damped = torch.fft.irfft(transformed, points)[:, :length]
         lag = torch.arange(length, dtype=torch.float64, device=step.device)
-        return (damped * torch.exp(-log_radius * lag)).to(self.C.dtype)
+        return (damped * torch.exp(-log_radius * lag)).to(self.C)
 
     def recurrence(self) -> Recurrence:
         """A_bar (width, N, N), B_bar and C (width, N), all float64: the state is the kept half's real parts, then its imaginary.
@@ -142,20 +144,20 @@ class S4Kernel(nn.Module):
         real, imaginary = torch.diag_embed(poles.real), torch.diag_embed(poles.imag)
         rotation = torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1)
         p = torch.cat([P.real, P.imag], 1)
-        half = self.log_step.double().exp()[:, None, None] / 2 * (rotation - 2 * p[:, :, None] * p[:, None, :])
+        half = _precise(self.log_step).exp()[:, None, None] / 2 * (rotation - 2 * p[:, :, None] * p[:, None, :])
         one = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
-        drive = self.log_step.double().exp()[:, None] * torch.cat([B.real, B.imag], 1)
+        drive = _precise(self.log_step).exp()[:, None] * torch.cat([B.real, B.imag], 1)
         solved = torch.linalg.solve(one - half, torch.cat([one + half, drive[..., None]], 2))
         return Recurrence(solved[..., :-1], solved[..., -1], 2 * torch.cat([C.real, -C.imag], 1))
 
     @staticmethod
     def advance(recurrence: Recurrence, memory: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the recurrence, u (B, width) and memory (B, width, N) -> y (B, width) and the next memory."""
-        memory = (recurrence.A_bar @ memory[..., None]).squeeze(-1) + recurrence.B_bar * u[..., None]
-        return (recurrence.C * memory).sum(-1).to(u.dtype), memory
+        memory = (recurrence.A_bar @ memory[..., None]).squeeze(-1) + recurrence.B_bar * u[..., None].to(memory.device)
+        return (recurrence.C * memory).sum(-1).to(u), memory
 
     def _continuous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        poles = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
+        poles = torch.complex(-_precise(self.log_decay).exp(), _precise(self.frequency))
         return poles, _complex(self.P), _complex(self.B), _complex(self.C)
 
 
@@ -263,5 +265,9 @@ def _repeated(row: Tensor, width: int) -> Tensor:
     return row.to(torch.get_default_dtype()).expand(width, *row.shape).clone()
 
 
+def _precise(weights: Tensor) -> Tensor:
+    return weights.to(widest(weights.device), torch.float64)
+
+
 def _complex(pairs: Tensor) -> Tensor:
-    return torch.view_as_complex(pairs.double())
+    return torch.view_as_complex(_precise(pairs))

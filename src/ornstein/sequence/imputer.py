@@ -136,7 +136,7 @@ class ImputerSystem:
             self.denoiser, in_model_units(given, same), method=method, calls=calls, draws=draws, noise=noise,
             options={**told, **(options or {})}, cond=cond, batch_size=batch_size or ROWS, device=self.device, progress=progress,
         )  # fmt: skip
-        return Ensemble(same.decode(ensemble.draws.double()))
+        return Ensemble(same.decode(ensemble.draws.cpu().double()))
 
     def plan_of(self, sampler: Plan | int | None) -> Plan:
         """The plan meant: itself, the one for a number of calls (calibrated to these weights if there is one), or the default."""

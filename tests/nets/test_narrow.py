@@ -1,0 +1,87 @@
+"""Networks run where there is no float64: the device "meta", which has shapes alone, stands for one such as MPS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ornstein import hardware
+from ornstein.nets import MLP, S4, CSDINet, HalfUNet, SSSDNet, UNet
+
+WIDE = {torch.float64, torch.complex128}
+
+
+class Narrow(TorchDispatchMode):
+    """Refuses double precision on "meta", and reads zeros from there where numbers are copied to the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        named = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and str(named.get("device")) == "cpu":
+            return torch.zeros(args[0].shape, dtype=named.get("dtype") or args[0].dtype)
+        out = func(*args, **named)
+        if any(isinstance(leaf, Tensor) and leaf.is_meta and leaf.dtype in WIDE for leaf in tree_leaves(out)):
+            raise TypeError(f"{func} makes float64 on a device that has none")
+        return out
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, device="meta")
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] = {
+    "unet": (
+        lambda: UNet(width=8, multipliers=(1,), blocks=1, attention=(False,), middle=1),
+        lambda: (zeros(2, 1, 8, 8), zeros(2), None),
+    ),
+    "half unet": (
+        lambda: HalfUNet((8, 8), 3, width=8, multipliers=(1, 2), attention=(False, False), middle=1),
+        lambda: (zeros(2, 1, 8, 8), zeros(2)),
+    ),
+    "mlp": (lambda: MLP(2, 16, 2), lambda: (zeros(3, 2), zeros(3), None)),
+    "s4d": (
+        lambda: SSSDNet(2, 1, 8, 1, 8),
+        lambda: (zeros(3, 2, 9), zeros(3), {"given": zeros(3, 6, 9), "features": zeros(3, 1, 9)}),
+    ),
+    "dplr": (lambda: SSSDNet(2, 0, 8, 1, 8, "dplr"), lambda: (zeros(3, 2, 9), zeros(3), {"given": zeros(3, 6, 9)})),
+    "csdi": (
+        lambda: CSDINet(2, 1, 8, 1, 2),
+        lambda: (zeros(3, 2, 9), zeros(3), {"given": zeros(3, 6, 9), "features": zeros(3, 1, 9)}),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def meta_has_no_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "WITHOUT_DOUBLE", {"meta"})
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets_make_no_double_on_their_device(name: str) -> None:
+    make, arguments = NETS[name]
+    net = make().to("meta")
+    with Narrow():
+        out = net(*arguments())
+        assert out.is_meta
+        out.sum().backward()
+    assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("kernel", ["s4d", "dplr"])
+def test_steps_of_s4_make_none_either(kernel: str) -> None:
+    layer = S4(4, 8, kernel, bidirectional=False).to("meta")
+    with Narrow():
+        state = layer.initial_state(3)
+        y, state = layer.step(zeros(3, 4), state)
+    assert y.is_meta
+    assert not state.memory.is_meta
+
+
+def test_the_guard_sees_double() -> None:
+    with Narrow(), pytest.raises(TypeError, match="has none"):
+        zeros(2).double()
