@@ -116,6 +116,13 @@ def test_the_network_is_told_nothing_of_what_is_hidden(interpolated: bool) -> No
     assert torch.equal(end[..., 1:], end[..., :1].expand(-1, -1, 4) if interpolated else torch.zeros(4, 2, 4))
 
 
+def test_the_loss_is_that_of_what_is_asked_for() -> None:
+    system, data, _ = made("sssd", waves())
+    losses = system.loss(data.batch(range(6)), Noise(0))
+    system.net.register_forward_hook(lambda net, arguments, out: torch.where(arguments[2]["given"][:, 4:] > 0, out, 100.0))
+    assert torch.equal(system.loss(data.batch(range(6)), Noise(0)), losses)
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_forecasts_of_any_length_follow_their_own_draws(kind: str) -> None:
     system, _, _ = made(kind, waves())

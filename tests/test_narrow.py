@@ -1,4 +1,4 @@
-"""Networks run where there is no float64: the device "meta", which has shapes alone, stands for one such as MPS."""
+"""Networks, samplers and series run where there is no float64: "meta", which has shapes alone, stands for such a device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ornstein import hardware
+from ornstein import config, hardware
+from ornstein.assemble import make_plan
+from ornstein.config import SamplerConfig
+from ornstein.denoiser import Denoiser
+from ornstein.kinds import KINDS
 from ornstein.nets import MLP, S4, CSDINet, HalfUNet, SSSDNet, UNet
+from ornstein.noise import Noise
+from ornstein.process import VP
+from ornstein.samplers import ALL, sample
+from ornstein.sequence import series
+from ornstein.sequence.predict import forecasts
+from ornstein.sequence.windows import windows
 
 WIDE = {torch.float64, torch.complex128}
 
 
 class Narrow(TorchDispatchMode):
-    """Refuses double precision on "meta", and reads zeros from there where numbers are copied to the CPU."""
+    """Refuses double precision on "meta"; what is read from there is zeros, and every condition holds."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         named = kwargs or {}
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and str(named.get("device")) == "cpu":
             return torch.zeros(args[0].shape, dtype=named.get("dtype") or args[0].dtype)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return args[0].dtype == torch.bool or 1
         out = func(*args, **named)
         if any(isinstance(leaf, Tensor) and leaf.is_meta and leaf.dtype in WIDE for leaf in tree_leaves(out)):
             raise TypeError(f"{func} makes float64 on a device that has none")
@@ -80,6 +92,32 @@ def test_steps_of_s4_make_none_either(kernel: str) -> None:
         y, state = layer.step(zeros(3, 4), state)
     assert y.is_meta
     assert not state.memory.is_meta
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samplers_make_none_on_the_device(name: str) -> None:
+    process = VP()
+    denoiser = Denoiser(MLP(2, 8, 1).to("meta"), process, "x0")
+    plan = make_plan(process, SamplerConfig(name=name, calls=14))
+    with Narrow():
+        assert sample(denoiser, plan, shape=(3, 2), noise=Noise(0), device="meta").is_meta
+
+
+@pytest.mark.parametrize("kind", ["timegrad", "sssd", "csdi"])
+def test_series_make_none_on_the_device(kind: str) -> None:
+    values = Noise(0).normal((60, 2), dtype=torch.float64).numpy()
+    recipe = config.override(config.load_recipe(kind), ["sequence={horizon: 4, context: 8}", "sampler.calls=2"])
+    data = windows([series(values)], context=8, horizon=4)
+    recipe, _ = KINDS[kind].prepare(recipe, data)
+    system = KINDS[kind].build(recipe, data.contract)
+    system.net.to("meta")
+    batch = data.batch(range(3))
+    on_device = {name: part.float().to("meta") for name, part in batch.items()}
+    with Narrow():
+        assert system.loss(on_device, Noise(0)).is_meta
+        drawn = forecasts(system, series(values), [20, 30], horizon=4, draws=2, noise=Noise(0))
+        assert system.memories(batch)
+    assert drawn.shape == (2, 2, 4, 2)
 
 
 def test_the_guard_sees_double() -> None:
