@@ -229,7 +229,7 @@ SERIES = (
     Mutation("lines that lean the wrong way", "sequence/scaling.py", "share = (places - left)", "share = (right - places)",
              "sequence/test_scaling.py"),
     Mutation("a stretch one step short", "sequence/masks.py", "size = (share * length).round()",
-             "size = (share * length).round() - 1", "sequence/test_masks.py"),
+             "size = (share * length - 1).round()", "sequence/test_masks.py"),
     Mutation("share hidden and kept exchanged", "sequence/masks.py", '>= share[:, None, None]', '< share[:, None, None]',
              "sequence/test_masks.py"),
     Mutation("units from what is hidden", "sequence/scaling.py", "torch.where(seen, x, torch.zeros_like(x))", "x.nan_to_num()",
