@@ -18,6 +18,7 @@ from ornstein.metrics.forecast import weighted_quantile_loss
 from ornstein.noise import Noise
 from ornstein.process.gaussian import Time
 from ornstein.sequence import choose, series
+from ornstein.sequence.predict import forecasts
 from ornstein.sequence.timegrad import TimeGradSystem, initialise
 from ornstein.sequence.windows import SeriesData, windows
 
@@ -85,6 +86,19 @@ def test_units_come_from_the_context_alone(mode: str) -> None:
     before = 12 - system.windowing.reach + 1  # inputs of the steps of the context, and of the first after it
     assert torch.equal(told[0][:, :before], told[1][:, :before])
     assert not torch.equal(told[0], told[1])
+
+
+def test_irregular_times_after_what_is_asked_for_change_nothing() -> None:
+    passed = 1.0 + np.arange(60) ** 2 % 7
+    later = passed.copy()
+    later[40:] *= 50
+    one, other = (series(walk(60), step.cumsum()) for step in (passed, later))
+    recipe = config.override(config.load_recipe("timegrad"), SMALL)
+    data = windows([one], context=12, horizon=4)
+    recipe, _ = choose.prepare(recipe, data)
+    system = initialise(recipe, data.contract)
+    first, second = (forecasts(system, x, [36], horizon=4, draws=2, noise=Noise(0)) for x in (one, other))
+    assert np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("mode", MODES)

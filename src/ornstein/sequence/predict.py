@@ -78,7 +78,7 @@ def forecasts(
     past = torch.stack([torch.from_numpy(own.values[at - options.context : at].T.copy()) for at in origins])
     if isinstance(model, TimeGradSystem):
         length = options.context + horizon
-        told = _known(model, own, [at - options.context for at in origins], length, length)
+        told = _known(model, own, [at - options.context for at in origins], length, length, origins)
         drawn = model.predict(
             past, told, draws=draws, noise=noise, sampler=sampler, first=first, batch_size=batch_size, progress=progress
         ).draws
@@ -98,7 +98,7 @@ def _in_blocks(
     while done < horizon:
         wanted = min(block, horizon - done)
         begins = [at + done - context for at in origins]
-        told = _known(model, own, begins, context + block, context + wanted)
+        told = _known(model, own, begins, context + block, context + wanted, origins)
         told = told.repeat_interleave(draws // each, 0)
         values = torch.cat([grown[..., -context:], torch.full((*grown.shape[:2], block), torch.nan, dtype=grown.dtype)], -1)
         steps = torch.arange(context + block)
@@ -151,7 +151,7 @@ def impute(
         window = torch.from_numpy(np.ascontiguousarray(values.swapaxes(1, 2)))
         mask = window.isfinite()
         asked = ~mask & (torch.arange(length) < stop - start)
-        told = _known(model, own, [start], length, stop - start).expand(draws, -1, -1)
+        told = _known(model, own, [start], length, stop - start, [rows]).expand(draws, -1, -1)
         found = model.predict(
             Given(window, mask=mask), told, draws=1, noise=Noise(noise.key("impute", number)), sampler=sampler, asked=asked,
             batch_size=batch_size,
@@ -160,10 +160,15 @@ def impute(
     return Forecast(filled, own.index, own.channels, own.item, observed)
 
 
-def _known(model: SequenceModel, own: Series, begins: Sequence[int], length: int, needed: int) -> Tensor:
+def _known(
+    model: SequenceModel, own: Series, begins: Sequence[int], length: int, needed: int, histories: Sequence[int]
+) -> Tensor:
     """The features (cases, F, length) of the windows from rows `begins` on, of whose steps the first `needed` are asked for."""
     options = model.windowing
-    found = [known(own, begin, length, options.calendar, options.covariates, needed=needed) for begin in begins]
+    found = [
+        known(own, begin, length, options.calendar, options.covariates, needed=needed, history=history)
+        for begin, history in zip(begins, histories, strict=True)
+    ]
     return torch.from_numpy(np.stack(found))
 
 

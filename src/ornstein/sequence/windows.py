@@ -207,13 +207,20 @@ def covariate_moments(series: Sequence[Series]) -> Covariates:
 
 
 def known(
-    one: Series, start: int, length: int, calendar: bool, covariates: Covariates, *, needed: int | None = None
+    one: Series,
+    start: int,
+    length: int,
+    calendar: bool,
+    covariates: Covariates,
+    *,
+    needed: int | None = None,
+    history: int | None = None,
 ) -> NDArray[np.float32]:
     """What is known of the times of rows start … start + length - 1, which may go beyond the series' end: (F, length) float32.
 
     The calendar's features, standardised known-future covariates, and static ones repeated at every step. Covariates must reach
-    over the first `needed` steps (all unless given) and count as average beyond. InputError where they do not, or where the
-    model's are not there.
+    over the first `needed` steps (all unless given) and count as average beyond. What a typical step of irregular times is, the
+    first `history` rows say (all unless given). InputError where covariates do not reach so far, or a model's are not there.
     """
     stop = start + length
     missing = [name for name in covariates if name not in (*one.future_names, *one.static_names)]
@@ -221,7 +228,7 @@ def known(
         raise InputError(f"covariate {missing[0]!r} was there in training; give it too (--future or --static)")
     index = one.index[start:stop] if stop <= len(one) else one.index[start:].append(one.stamps(stop - len(one)))
     before = one.index[start - 1 : start] if start else None
-    step = one.step if one.frequency is not None else typical_step(one.index)
+    step = one.step if one.frequency is not None else typical_step(one.index[:history])
     parts = [features(index, one.frequency, before=before, step=step)[1]] if calendar else []
     for name, (mean, std) in covariates.items():
         if name in one.future_names and one.future is not None:
