@@ -89,7 +89,7 @@ def test_units_come_from_the_context_alone(mode: str) -> None:
 
 
 def test_irregular_times_after_what_is_asked_for_change_nothing() -> None:
-    passed = 1.0 + np.arange(60) ** 2 % 7
+    passed = np.sqrt(1.5 + np.arange(60) ** 2 % 7)
     later = passed.copy()
     later[40:] *= 50
     one, other = (series(walk(60), step.cumsum()) for step in (passed, later))
