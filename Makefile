@@ -57,6 +57,16 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	$(BIN)/ornstein train faces --set data.size=32 --data $(DATA)/faces/att_faces64_train.npz --max-time 25m --out runs/faces32
 	$(BIN)/python benchmarks/restore.py --model runs/faces32 --data $(DATA)/faces/att_faces64_train.npz --images 8 --methods pigdm dps mcg ddrm replacement --out restore-faces.json
 	for part in train measure; do $(BIN)/python benchmarks/superres.py $$part --quick --out runs/superres-quick || exit 1; done
+	$(BIN)/python benchmarks/forecasting.py --part exact
+	$(BIN)/python benchmarks/forecasting.py --part exchange --data $(DATA)/exchange_rate/exchange_rate_train.csv
+	$(BIN)/ornstein calibrate runs/exchange-0 --calls 5
+	$(BIN)/python benchmarks/forecasting.py --part calls --model runs/exchange-0 --data $(DATA)/exchange_rate/exchange_rate_train.csv
+	$(BIN)/python benchmarks/forecasting.py --part etth1 --data $(DATA)/etth1/ETTh1.csv
+	$(BIN)/python benchmarks/imputation.py --part exact
+	for part in given ecg5000; do $(BIN)/python benchmarks/imputation.py --part $$part --minutes 20 --data $(DATA)/ecg5000/ecg5000_dev.csv || exit 1; done
+	$(BIN)/python benchmarks/imputation.py --part pm25 --data $(DATA)/pm25/pm25_ground_dev.csv
+	$(BIN)/python benchmarks/imputation.py --part physionet --minutes 20 --cases 60 --data $(DATA)/physionet2012/set_a_hourly.npz
+	$(BIN)/python benchmarks/imputation.py --part curve --minutes 16 --data $(DATA)/physionet2012/set_a_hourly.npz
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 
