@@ -52,7 +52,13 @@ SETTINGS = {
     "exact": ["net.options={width: 48, depth: 3, state: 16}", "train.batch=32", "train.learning_rate=2.0e-3"],
     "ecg5000": ["net.options={width: 48, depth: 3, state: 32, dropout: 0.1}", "train.batch=16"],
     "pm25": ["net.options={width: 64, depth: 3, state: 16, dropout: 0.1}", "train.batch=16", "sequence.interpolated=true"],
-    "physionet": ["net.options={width: 96, depth: 3, state: 16, dropout: 0.1}", "train.batch=32", "sequence.interpolated=true"],
+    "physionet": [
+        "net.options={width: 96, depth: 3, state: 16, dropout: 0.1}",
+        "train.batch=32",
+        "sequence.interpolated=true",
+        "train.steps=5000",
+        "train.schedule=cosine",
+    ],
     "curve": ["net.options={width: 32, depth: 2, heads: 2}", "train.batch=8", "sequence.interpolated=true"],
 }
 

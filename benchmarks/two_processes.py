@@ -27,7 +27,7 @@ SETTINGS = (
     "net.options={width: 16, multipliers: [1, 2], blocks: 1}",
     "loss={weighting: edm, times: log_normal, mean: -0.4, std: 1.4}",
     "sampler={name: heun, calls: 5}",
-    "train={batch: 64, learning_rate: 1.0e-3, warmup: 10, ema: 0.99, validate_every: 25}",
+    "train={batch: 64, learning_rate: 1.0e-3, warmup: 10, ema: 0.99, validate_every: 5}",
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -35,6 +36,7 @@ for words in (
     ["sample", {out!r}, "-n", "{samples}", "--cond", "label=0,1,2", "--out", {array!r}],
     ["nll", {out!r}, *{nll!r}],
     ["encode", {out!r}, "-n", "5", "--rtol", "0.01", "--out", {latents!r}],
+    ["train", "timegrad", "--out", {out!r} + "-series", *{series!r}],
 ):
     sys.argv = ["ornstein", *words, "--quiet"]
     try:
@@ -43,6 +45,7 @@ for words in (
         if ended.code:
             raise
 """
+SERIES = ["--set", "train={steps: 10, batch: 8, validate_every: 5}", "--set", "net.options={width: 8, layers: 1, head_width: 8}"]
 NLL = ["-n", "7", "--by", "both", "--draws", "3", "--probes", "1", "--rtol", "0.05"]
 
 
@@ -66,7 +69,7 @@ def test_two_processes_are_one_with_the_whole_batch(
     script.write_text(
         WORKER.format(
             folder=str(SCRIPT.parent), out=str(two), steps=STEPS, samples=SAMPLES, array=str(tmp_path / "two.npz"),
-            latents=str(tmp_path / "two-latents.npz"), nll=NLL,
+            latents=str(tmp_path / "two-latents.npz"), nll=NLL, series=SERIES,
         )
     )  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -84,6 +87,11 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert losses[0].shape == losses[1].shape == (STEPS,)
     assert np.abs(losses[0] - losses[1]).max() < 1e-4
     assert np.ptp(losses[0]) > 1e-2
+    assert command(["train", "timegrad", "--out", str(tmp_path / "series"), *SERIES], monkeypatch) == 0
+    for alone, together in ((one, two), (tmp_path / "series", tmp_path / "two-series")):
+        rows = [pd.read_csv(folder / "log.csv").set_index("step")["validation"].dropna() for folder in (alone, together)]
+        assert rows[0].index.tolist() == rows[1].index.tolist() == [5, 10]
+        assert rows[0].to_numpy() == pytest.approx(rows[1].to_numpy(), rel=1e-4)
     draw = ["sample", str(two), "-n", str(SAMPLES), "--cond", "label=0,1,2", "--out", str(tmp_path / "one.npz")]
     capsys.readouterr()
     for words in (draw, ["encode", str(two), "-n", "5", "--rtol", "0.01", "--out", str(tmp_path / "one-latents.npz")]):

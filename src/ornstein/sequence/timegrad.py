@@ -58,6 +58,8 @@ class TimeGradNet(nn.Module):
         self.recurrent = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.head = MLP(channels, head_width, depth, values=width)
+        assert self.head.condition.no_values is not None
+        self.head.condition.no_values.requires_grad_(False)  # h is always there; several processes demand a gradient of all else
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(h, the state to go on from)."""

@@ -23,6 +23,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import MeanMetric
 
 from ornstein import model
 from ornstein.config import Recipe, TrainConfig
@@ -121,6 +122,7 @@ class Module(lightning.LightningModule):
         self.net = system.net
         self.noise = Noise(config.seed)
         self.aware = loss_aware(system)
+        self.held = MeanMetric()  # by data, not by process: shares differ in size
         self.judge: Model = system
         if isinstance(system, System) and self.aware is not None:
             # held-out data are judged at the same times always, and teach the loss-aware sampler nothing
@@ -154,7 +156,11 @@ class Module(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """The loss of held-out data, with the same times and noise every time."""
         losses = self.judge.loss(batch, Noise(self.config.seed + 1), step=0, first=int(batch["first"]), total=VALIDATION_DATA)
-        self.log("validation", losses.mean(), sync_dist=self.trainer.world_size > 1, batch_size=len(losses), logger=False)
+        self.held(losses)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over the held-out data of all processes."""
+        self.log("validation", self.held, logger=False)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with linear warm-up, then constant or cosine to zero."""
@@ -319,17 +325,19 @@ def _quiet() -> Iterator[None]:
 
 
 class _Held(Sampler[Share]):
-    """The held-out data in shares of 128, dealt to the processes in turn."""
+    """This process's part of the held-out data, in shares of 128; all of them where there are fewer than processes."""
 
     def __init__(self, data: Data, trainer: lightning.Trainer) -> None:
-        self.n, self.trainer = min(len(data), VALIDATION_DATA), trainer
+        n, world, rank = min(len(data), VALIDATION_DATA), trainer.world_size, trainer.global_rank
+        first, stop = (rank * n // world, (rank + 1) * n // world) if n >= world else (0, n)
+        self.parts = torch.arange(first, stop).split(128)
 
     def __iter__(self) -> Iterator[Share]:
-        for first in range(128 * self.trainer.global_rank, self.n, 128 * self.trainer.world_size):
-            yield Share(0, first, torch.arange(first, min(first + 128, self.n)))
+        for part in self.parts:
+            yield Share(0, int(part[0]), part)
 
     def __len__(self) -> int:
-        return len(range(128 * self.trainer.global_rank, self.n, 128 * self.trainer.world_size))
+        return len(self.parts)
 
 
 def _check_state(path: Path) -> None:
