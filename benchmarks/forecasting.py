@@ -118,7 +118,7 @@ def exchange(data: Path, out: Path, seeds: list[int]) -> None:
         folder = Path("runs") / f"exchange-{seed}"
         report = folder / "backtest.json"
         if not (folder / model.WEIGHTS).exists():
-            settings = ["--set", f"train.seed={seed}", "--set", "train.steps=1500"]
+            settings = ["--set", f"train.seed={seed}"]
             run(["train", "timegrad", "--data", str(known), "--horizon", "30", "--out", str(folder), *settings])
         five = ["--horizon", "30", "--windows", "5", "--draws", "200", "--seed", str(seed)]
         run(
