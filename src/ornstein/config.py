@@ -146,9 +146,10 @@ class SequenceConfig(_Strict):
 
     Units of a window are by `scaling` (see `sequence.scaling.SCALINGS`). TimeGrad draws each step's change if `differences`, is
     told the values at `lags` before it, and, if `level`, where the window lies and how far it spreads. Imputers are trained on
-    `masks`, laws by name with their weights, and are shown lines between what is known if `interpolated`, else zeros where it is
-    hidden. With `calendar`, features of the times are told. What is None is chosen from the data and written down, as
-    `frequency`, `features` and `covariates` (name: mean and standard deviation) are.
+    `masks`, laws by name with their weights. If `interpolated` they are shown lines between what is known and draw how far the
+    numbers depart from them, in units of each channel's `departures`; else they draw the numbers. With `calendar`, features of
+    the times are told. What is None is chosen from the data and written down, as `frequency`, `features` and `covariates` (name:
+    mean and standard deviation) are.
     """
 
     horizon: int = Field(default=24, ge=1)
@@ -160,6 +161,7 @@ class SequenceConfig(_Strict):
     calendar: bool = True
     masks: dict[str, float] = Field(default_factory=lambda: {"random": 1.0, "block": 1.0, "blackout": 1.0, "forecast": 1.0})
     interpolated: bool = False
+    departures: list[float] | None = None
     frequency: str | None = None
     features: list[str] | None = None
     covariates: dict[str, tuple[float, float]] = Field(default_factory=dict)

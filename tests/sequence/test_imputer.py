@@ -116,6 +116,62 @@ def test_the_network_is_told_nothing_of_what_is_hidden(interpolated: bool) -> No
     assert torch.equal(end[..., 1:], end[..., :1].expand(-1, -1, 4) if interpolated else torch.zeros(4, 2, 4))
 
 
+def test_draws_depart_from_lines_by_the_usual_amount() -> None:
+    walks = 10 + Noise(0).normal((400, 1), dtype=torch.float64).cumsum(0).numpy() * [1.0, 5.0]
+    recipe = config.override(config.load_recipe("sssd"), [f"net.options={NETS['sssd']}", "sequence={horizon: 4, context: 8}"])
+    recipe = config.override(recipe, ["sequence.interpolated=true", "sequence.scaling=standard"])
+    data = windows([series(walks)], context=8, horizon=4)
+    recipe, _ = choose.prepare(recipe, data)
+    system = sssd.initialise(recipe, data.contract)
+    given, known = asked(system, data, [3, 50])
+    assert given.masks is not None
+    # before training the network says zero, so that the noise alone is drawn: about lines, by channel
+    drawn = system.predict(given, known, draws=2000, noise=Noise(0), sampler=8).draws
+    lines = np.stack([
+        [np.interp(np.arange(12), np.arange(12)[seen], x[seen]) for x, seen in zip(rows, masks, strict=True)]
+        for rows, masks in zip(given.values.numpy(), given.masks.numpy(), strict=True)
+    ])  # fmt: skip
+    hidden = ~given.masks
+    spread = drawn.std(1)
+    assert torch.allclose(drawn.mean(1), torch.from_numpy(lines), atol=0.15 * float(spread.max()))
+    ratio = spread[:, 1][hidden[:, 1]].mean() / spread[:, 0][hidden[:, 0]].mean()
+    assert recipe.sequence is not None
+    assert recipe.sequence.departures is not None
+    first, second = recipe.sequence.departures
+    assert float(ratio) == pytest.approx(second * data.contract.scale[1] / (first * data.contract.scale[0]), rel=0.1)
+    assert float(ratio) == pytest.approx(5, rel=0.2)
+    for k in (0, 1999):
+        assert torch.equal(drawn[:, k][given.masks], given.values[given.masks])
+
+
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_what_is_told_and_what_is_drawn_make_the_numbers(interpolated: bool) -> None:
+    system, data, recipe = made("sssd", waves(), f"sequence.interpolated={interpolated}", "sequence.scaling=standard")
+    found: dict[str, torch.Tensor] = {}
+
+    def loss(
+        denoiser: object, target: torch.Tensor, noise: Noise, *, step: int, first: int, total: int | None,
+        cond: dict[str, torch.Tensor], weight: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        found.update(target=target, told=cond["given"][:, :2], weight=weight)
+        return target.flatten(1).sum(1)
+
+    system.loss_function = loss  # type: ignore[assignment]
+    batch = data.batch(range(8))
+    system.loss(batch, Noise(0))
+    assert recipe.sequence is not None
+    units = torch.tensor(recipe.sequence.departures or [1.0, 1.0])[:, None]
+    shift, scale = (torch.tensor(part)[:, None] for part in (data.contract.shift, data.contract.scale))
+    whole = found["told"] + units * found["target"]
+    wanted = found["weight"] > 0
+    assert bool(wanted.any())
+    assert torch.allclose(whole[wanted], ((batch["x"] - shift) / scale).float()[wanted], atol=1e-4)
+    assert not bool(found["target"][~wanted].any())
+    # it is drawn in units in which it is about 1
+    if interpolated:
+        assert 0.5 < float(found["target"][wanted].square().mean().sqrt()) < 2
+
+
 def test_the_loss_is_that_of_what_is_asked_for() -> None:
     system, data, _ = made("sssd", waves())
     losses = system.loss(data.batch(range(6)), Noise(0))
@@ -169,8 +225,9 @@ def test_restore_needs_an_unconditional_model() -> None:
         system.restore(given, known, draws=1, noise=Noise(0))
 
 
-def test_restore_takes_masks_and_operators() -> None:
-    system, data, _ = made("sssd", waves(), "sequence.masks={random: 1, nothing: 1}")
+@pytest.mark.parametrize("interpolated", [False, True])
+def test_restore_takes_masks_and_operators(interpolated: bool) -> None:
+    system, data, _ = made("sssd", waves(), "sequence.masks={random: 1, nothing: 1}", f"sequence.interpolated={interpolated}")
     given, known = asked(system, data, [3, 9])
     assert given.masks is not None
     drawn = system.restore(given, known, method="replacement", calls=3, draws=2, noise=Noise(0)).draws

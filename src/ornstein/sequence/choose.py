@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 
 from ornstein.config import Recipe, SequenceConfig
 from ornstein.files import InputError
+from ornstein.noise import Noise
 from ornstein.sequence import calendar
 from ornstein.sequence.data import Series
-from ornstein.sequence.masks import MASKS
+from ornstein.sequence.masks import MASKS, mixed
 from ornstein.sequence.reading import read_series
-from ornstein.sequence.scaling import SCALINGS, frame
+from ornstein.sequence.scaling import SCALINGS, frame, interpolated, step_scale
 from ornstein.sequence.sources import SOURCES
 from ornstein.sequence.windows import MANY, Covariates, SeriesData, windows
 
@@ -35,6 +36,7 @@ class Windowing:
     level: bool
     masks: dict[str, float]
     interpolated: bool
+    departures: tuple[float, ...]
     features: int
     calendar: bool
     covariates: Covariates
@@ -73,7 +75,8 @@ class Windowing:
             raise InputError(f"sequence.lags={config.lags} must lie between 1 and sequence.context - 1 = {config.context - 1}")
         return Windowing(
             config.context, config.horizon, config.scaling, config.differences, lags, config.level, dict(config.masks),
-            config.interpolated, len(config.features), config.calendar, config.covariates, config.frequency,
+            config.interpolated, tuple(config.departures or ()), len(config.features), config.calendar, config.covariates,
+            config.frequency,
         )  # fmt: skip
 
 
@@ -132,6 +135,8 @@ def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
         settled["lags"] = [lag for lag in wanted if lag <= max(1, data.context // 2)]
         if settled["lags"]:
             reasons.append(f"sequence.lags={settled['lags']}: what came so many steps before")
+    if config.interpolated and config.departures is None:
+        settled["departures"] = _departures(config, settled, x, data)
     settled["features"] = list(data.feature_names)
     settled["covariates"] = data.covariates
     chosen = recipe.model_copy(update={"sequence": config.model_copy(update=settled)})
@@ -149,19 +154,36 @@ def _growth(x: torch.Tensor, data: SeriesData) -> float:
     return float(ratios[ratios.isfinite()].median()) if bool(ratios.isfinite().any()) else 1.0
 
 
-def _spread_of_targets(recipe: Recipe, x: torch.Tensor, data: SeriesData) -> float:
-    """Root mean square of what is to be drawn, in model units, with tails cut at ten times the median size."""
-    from ornstein.sequence.scaling import step_scale
+def _departures(config: SequenceConfig, settled: Mapping[str, object], x: torch.Tensor, data: SeriesData) -> list[float]:
+    """Root mean squares by channel of how far hidden numbers depart from the lines between shown ones, in model units."""
+    seen = x.isfinite()
+    shown = mixed(config.masks, len(x), (x.shape[1], x.shape[2]), data.horizon, Noise(0)) & seen
+    z = frame(str(settled.get("scaling", config.scaling)), x, shown, data.contract).encode(x)
+    off = torch.where(seen & ~shown, z - interpolated(z, shown), torch.nan)
+    found = [_root_mean_square(channel[channel.isfinite()]) for channel in off.movedim(1, 0)]
+    return [round(value, 4) for value in found]
 
+
+def _root_mean_square(values: torch.Tensor) -> float:
+    """That of values whose tails are cut at ten times the median size, between 0.01 and 10; 1 of none."""
+    if not len(values):
+        return 1.0
+    size = values.abs()
+    size = size.clamp(max=10 * float(size.median().clamp(min=1e-6)))
+    return float(size.square().mean().sqrt().clamp(min=0.01, max=10.0))
+
+
+def _spread_of_targets(recipe: Recipe, x: torch.Tensor, data: SeriesData) -> float:
+    """Root mean square of what is to be drawn, in the units it is drawn in."""
     options = Windowing.of(recipe)
+    if options.interpolated:
+        return 1.0
     past = x[..., : options.context]
     units = frame(options.scaling, past, past.isfinite(), data.contract)
     target = units.encode(x)
     if recipe.system == "timegrad" and options.differences:
         target = (x[..., 1:] - x[..., :-1]) / step_scale(past, past.isfinite(), data.contract)
-    found = target[target.isfinite()].abs()
-    found = found.clamp(max=10 * float(found.median().clamp(min=1e-6)))
-    return round(float(found.square().mean().sqrt().clamp(min=0.1, max=10.0)), 4)
+    return round(max(0.1, _root_mean_square(target[target.isfinite()])), 4)
 
 
 def _context(series: Sequence[Series], horizon: int) -> int:

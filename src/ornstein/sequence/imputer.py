@@ -72,10 +72,11 @@ class ImputerSystem:
         shown = shown.to(self.device) & seen
         asked = seen & ~shown
         z, _ = self._encoded(x, shown)
-        clean = torch.where(seen, z, torch.zeros_like(z))
-        cond = self._condition(clean, shown, asked, batch["features"].to(self.device))
+        told = self._told(z, shown)
+        target = torch.where(asked, (z - told) / self._unit(z), 0.0)
+        cond = self._condition(told, shown, asked, batch["features"].to(self.device))
         return self.loss_function(
-            self.denoiser, clean * asked, noise, step=step, first=first, total=total, cond=cond, weight=asked.to(clean)
+            self.denoiser, target, noise, step=step, first=first, total=total, cond=cond, weight=asked.to(target)
         )
 
     def predict(
@@ -104,14 +105,16 @@ class ImputerSystem:
         wanted = ~mask if asked is None else asked & ~mask
         # units in float64 where they are exact, which not every device has
         z, units = self._encoded(torch.where(mask, values, torch.nan), mask)
-        cond = self._condition(torch.where(mask, z, torch.zeros_like(z)), mask, wanted, known)
+        told = self._told(z, mask)
+        cond = self._condition(told, mask, wanted, known)
         rows = torch.arange(len(values)).repeat_interleave(draws)
         drawn = sample(
             self.denoiser, plan, shape=(len(rows), *self.contract.shape), noise=noise, first=first * draws,
             cond={name: part[rows] for name, part in cond.items()}, batch_size=batch_size or ROWS,
             device=self.device, progress=progress,
         )  # fmt: skip
-        x = units.repeat(draws).decode(drawn.cpu().double()).unflatten(0, (len(values), draws))
+        z = told[rows].double() + self._unit(told) * drawn.cpu().double()
+        x = units.repeat(draws).decode(z).unflatten(0, (len(values), draws))
         x = torch.where(wanted[:, None], x, torch.nan)
         return Ensemble(torch.where(mask[:, None], values[:, None].cpu(), x))
 
@@ -127,11 +130,11 @@ class ImputerSystem:
             raise InputError("restore guides an unconditional model; train with sequence.masks: {nothing: 1, …} among the laws")
         nothing = torch.zeros(len(given), *self.contract.shape, dtype=torch.bool)
         z, units = self._encoded(torch.full(nothing.shape, torch.nan, dtype=torch.float64), nothing)
-        same = Contract.from_json(
-            {**self.contract.to_json(), "shift": units.shift[0, :, 0].tolist(), "scale": units.scale[0, :, 0].tolist()}
-        )
+        scale = (units.scale[0] * self._unit(units.scale))[:, 0]
+        same = Contract.from_json({**self.contract.to_json(), "shift": units.shift[0, :, 0].tolist(), "scale": scale.tolist()})
         cond = self._condition(torch.zeros_like(z), nothing, ~nothing, known)
-        told = {"data_variance": self.denoiser.sigma_data**2} if method == "pigdm" else {}
+        spread = torch.tensor(self.contract.scale, dtype=scale.dtype) / scale
+        told = {"data_variance": float(spread.square().mean())} if method == "pigdm" else {}
         ensemble = restore(
             self.denoiser, in_model_units(given, same), method=method, calls=calls, draws=draws, noise=noise,
             options={**told, **(options or {})}, cond=cond, batch_size=batch_size or ROWS, device=self.device, progress=progress,
@@ -148,18 +151,26 @@ class ImputerSystem:
         past = torch.arange(x.shape[-1]) < self.windowing.context
         shown = x.isfinite() & past
         z, _ = self._encoded(x, shown)
-        return self._condition(torch.where(shown, z, 0.0), shown, x.isfinite() & ~past, batch["features"])
+        return self._condition(self._told(z, shown), shown, x.isfinite() & ~past, batch["features"])
 
     def _encoded(self, x: Tensor, shown: Tensor) -> tuple[Tensor, scaling.Frame]:
         """Windows in model units by what is shown of them, float32, and these units."""
         units = scaling.frame(self.windowing.scaling, x, shown, self.contract)
         return units.encode(x).float(), units
 
-    def _condition(self, clean: Tensor, shown: Tensor, asked: Tensor, known: Tensor) -> dict[str, Tensor]:
-        """What the network is told: values where they are shown, what is shown, what is asked, and the features of the times."""
-        values = scaling.interpolated(clean, shown) if self.windowing.interpolated else torch.where(shown, clean, 0.0)
-        told = {"given": torch.cat([values, shown.to(clean), asked.to(clean)], 1)}
-        return told | ({"features": known.float()} if known.shape[1] else {})
+    def _told(self, z: Tensor, shown: Tensor) -> Tensor:
+        """What is shown of z (B, C, L), and between it lines, or zeros: what is drawn departs from here."""
+        return scaling.interpolated(z, shown) if self.windowing.interpolated else torch.where(shown, z, torch.zeros_like(z))
+
+    def _unit(self, like: Tensor) -> Tensor:
+        """The units (C, 1) of what is drawn, in model units: 1, or each channel's usual departure from lines."""
+        return torch.tensor(self.windowing.departures or (1.0,), dtype=like.dtype, device=like.device)[:, None]
+
+    @staticmethod
+    def _condition(told: Tensor, shown: Tensor, asked: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """What the network is told: `_told`, what of it is shown, what is asked, and the features of the times."""
+        given = {"given": torch.cat([told, shown.to(told), asked.to(told)], 1)}
+        return given | ({"features": known.float()} if known.shape[1] else {})
 
 
 def build(
@@ -169,6 +180,10 @@ def build(
     windowing = Windowing.of(recipe)
     if recipe.net.name != net:
         raise InputError(f"net.name={recipe.net.name!r} is not for {recipe.system}; set net.name: {net}")
+    if windowing.interpolated and len(windowing.departures) != contract.shape[0]:
+        raise InputError(
+            f"sequence.departures={list(windowing.departures)} must be one number for each of {contract.shape[0]} channels"
+        )
     process = process if process is not None else make_process(recipe.process)
     arguments = {"channels": contract.shape[0], "features": windowing.features, **recipe.net.options}
     made = seeded(recipe, lambda: called(make, arguments, "net.options"))
