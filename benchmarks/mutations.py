@@ -220,7 +220,7 @@ SERIES = (
              "self._steps(x, features)", "sequence/test_timegrad.py"),
     Mutation("measured numbers drawn anew", "sequence/imputer.py", "torch.where(mask[:, None], values[:, None].cpu(), x)", "x",
              "sequence/test_imputer.py"),
-    Mutation("loss on what is shown", "sequence/imputer.py", "cond=cond, weight=asked.to(clean)", "cond=cond",
+    Mutation("loss on what is shown", "sequence/imputer.py", "cond=cond, weight=asked.to(target)", "cond=cond",
              "sequence/test_imputer.py"),
     Mutation("hidden numbers shown", "sequence/imputer.py", "else torch.where(shown, z, torch.zeros_like(z))",
              "else z.nan_to_num()", "sequence/test_imputer.py"),
