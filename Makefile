@@ -11,9 +11,10 @@ DATA ?= ../shared/data
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.'
 	touch $@
 
-.venv/installed-test: .venv/installed
+.venv/installed-test: pyproject.toml constraints.txt  # all at once: pip need not look twice
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
+	touch .venv/installed $@
 
 demo: .venv/installed  ## train the class-conditional digits, draw them, measure them
 	rm -rf $(DEMO)
