@@ -65,9 +65,9 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	$(BIN)/python benchmarks/forecasting.py --part etth1 --data $(DATA)/etth1/ETTh1.csv
 	$(BIN)/python benchmarks/imputation.py --part exact
 	for part in given ecg5000; do $(BIN)/python benchmarks/imputation.py --part $$part --minutes 20 --data $(DATA)/ecg5000/ecg5000_dev.csv || exit 1; done
-	$(BIN)/python benchmarks/imputation.py --part pm25 --data $(DATA)/pm25/pm25_ground_dev.csv
-	$(BIN)/python benchmarks/imputation.py --part physionet --minutes 20 --cases 60 --data $(DATA)/physionet2012/set_a_hourly.npz
-	$(BIN)/python benchmarks/imputation.py --part curve --minutes 16 --data $(DATA)/physionet2012/set_a_hourly.npz
+	$(BIN)/python benchmarks/imputation.py --part pm25 --minutes 10 --cases 40 --data $(DATA)/pm25/pm25_ground_dev.csv
+	$(BIN)/python benchmarks/imputation.py --part physionet --minutes 60 --cases 60 --data $(DATA)/physionet2012/set_a_hourly.npz
+	$(BIN)/python benchmarks/imputation.py --part curve --minutes 8 --data $(DATA)/physionet2012/set_a_hourly.npz
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 

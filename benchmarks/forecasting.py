@@ -89,7 +89,7 @@ def exact(out: Path) -> None:
     assert recipe.sequence is not None
     data = windows([series(simulate(20_000, Noise(0)))], context=16, horizon=8)
     recipe, _ = prepare(recipe, data)
-    system = train(recipe, data, None, data.contract, out.with_suffix("") / "model", device="cpu")
+    system = train(recipe, data, None, data.contract, Path("runs/forecasting-exact"), device="cpu")
     test = simulate(500 * 8 + 20, Noise(1))
     origins = [16 + 8 * k for k in range(500)]
     drawn = forecasts(system, series(test), origins, horizon=8, draws=200, noise=Noise(2))  # type: ignore[arg-type]
@@ -112,7 +112,7 @@ def exact(out: Path) -> None:
 def exchange(data: Path, out: Path, seeds: list[int]) -> None:
     """Three seeds through the command line, five windows over the last 150 days."""
     everything = read_series(str(data))[0]
-    known = data_before(everything, len(everything) - 150, out.with_suffix(".csv"))
+    known = data_before(everything, len(everything) - 150, Path("runs/forecasting-exchange.csv"))
     reports, sums = {}, []
     for seed in seeds:
         folder = Path("runs") / f"exchange-{seed}"
@@ -135,6 +135,7 @@ def exchange(data: Path, out: Path, seeds: list[int]) -> None:
 
 def data_before(one: Series, rows: int, path: Path) -> Path:
     """The first rows of a series as a file."""
+    path.parent.mkdir(exist_ok=True)
     one.head(rows).frame().to_csv(path)
     return path
 

@@ -23,6 +23,7 @@ from ornstein.samplers import ALL, sample
 from ornstein.sequence import series
 from ornstein.sequence.predict import forecasts
 from ornstein.sequence.windows import windows
+from ornstein.train.engine import Module
 
 WIDE = {torch.float64, torch.complex128}
 
@@ -112,8 +113,8 @@ def test_series_make_none_on_the_device(kind: str) -> None:
     system = KINDS[kind].build(recipe, data.contract)
     system.net.to("meta")
     batch = data.batch(range(3))
-    on_device = {name: part.float().to("meta") for name, part in batch.items()}
     with Narrow():
+        on_device = Module(system, recipe.train).transfer_batch_to_device(batch, torch.device("meta"), 0)
         assert system.loss(on_device, Noise(0)).is_meta
         drawn = forecasts(system, series(values), [20, 30], horizon=4, draws=2, noise=Noise(0))
         assert system.memories(batch)

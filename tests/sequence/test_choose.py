@@ -115,6 +115,21 @@ def test_settings_that_contradict_themselves(settings: list[str], told: str) -> 
         settle()
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "told"),
+    [
+        ("timegrad", "sequence.interpolated=true", "for imputers"),
+        ("sssd", "sequence.lags=[1, 2]", "timegrad's"),
+        ("csdi", "sequence.differences=true", "timegrad's"),
+    ],
+)
+def test_settings_of_another_system_are_refused(kind: str, setting: str, told: str) -> None:
+    recipe = config.override(config.load_recipe(kind), ["sequence.horizon=10", setting])
+    data = windows([series(noise())], context=40, horizon=10)
+    with pytest.raises(InputError, match=told):
+        Windowing.of(prepare(recipe, data)[0])
+
+
 def test_a_recipe_that_is_not_settled_builds_nothing() -> None:
     with pytest.raises(InputError, match=r"sequence\.context is not settled"):
         Windowing.of(config.load_recipe("timegrad"))

@@ -135,7 +135,7 @@ def fitted(plans: Sequence[Plan], calls: int, denoiser: Denoises) -> Plan | None
 def meant(sampler: Plan | int | None, denoiser: Denoises, default: Plan, calibrated: Sequence[Plan]) -> Plan:
     """The plan meant: itself, that of `calibrated` for a number of calls or else the default rule's, or `default` for None."""
     if sampler is None or isinstance(sampler, Plan):
-        return sampler or default
+        return default if sampler is None else sampler
     return fitted(calibrated, sampler, denoiser) or default_plan(denoiser.process, sampler)
 
 

@@ -64,6 +64,12 @@ class Windowing:
         assert config.lags is not None
         assert config.level is not None
         assert config.features is not None
+        if recipe.system == "timegrad" and config.interpolated:
+            raise InputError("sequence.interpolated=true is for imputers; remove it, or train sssd or csdi")
+        if recipe.system != "timegrad" and (config.differences or config.lags):
+            raise InputError(
+                f"sequence.differences={config.differences} and sequence.lags={config.lags} are timegrad's; remove them"
+            )
         if config.scaling not in SCALINGS:
             raise InputError(f"sequence.scaling={config.scaling!r} is not one of {', '.join(SCALINGS)}")
         if unknown := sorted(set(config.masks) - set(MASKS)):
@@ -136,7 +142,8 @@ def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
         if settled["lags"]:
             reasons.append(f"sequence.lags={settled['lags']}: what came so many steps before")
     if config.interpolated and config.departures is None:
-        settled["departures"] = _departures(config, settled, x, data)
+        scaling = str(settled.get("scaling", config.scaling))
+        settled["departures"] = _departures(x, data, config.masks, scaling)
     settled["features"] = list(data.feature_names)
     settled["covariates"] = data.covariates
     chosen = recipe.model_copy(update={"sequence": config.model_copy(update=settled)})
@@ -154,11 +161,11 @@ def _growth(x: torch.Tensor, data: SeriesData) -> float:
     return float(ratios[ratios.isfinite()].median()) if bool(ratios.isfinite().any()) else 1.0
 
 
-def _departures(config: SequenceConfig, settled: Mapping[str, object], x: torch.Tensor, data: SeriesData) -> list[float]:
+def _departures(x: torch.Tensor, data: SeriesData, masks: Mapping[str, float], scaling: str) -> list[float]:
     """Root mean squares by channel of how far hidden numbers depart from the lines between shown ones, in model units."""
     seen = x.isfinite()
-    shown = mixed(config.masks, len(x), (x.shape[1], x.shape[2]), data.horizon, Noise(0)) & seen
-    z = frame(str(settled.get("scaling", config.scaling)), x, shown, data.contract).encode(x)
+    shown = mixed(masks, len(x), (x.shape[1], x.shape[2]), data.horizon, Noise(0)) & seen
+    z = frame(scaling, x, shown, data.contract).encode(x)
     off = torch.where(seen & ~shown, z - interpolated(z, shown), torch.nan)
     found = [_root_mean_square(channel[channel.isfinite()]) for channel in off.movedim(1, 0)]
     return [round(value, 4) for value in found]

@@ -29,7 +29,7 @@ from ornstein import model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError, inside, read_json
-from ornstein.hardware import half_precision
+from ornstein.hardware import half_precision, widest
 from ornstein.image.cold import ColdSystem
 from ornstein.image.end_state import FITTED_ROWS
 from ornstein.kinds import Model
@@ -132,7 +132,7 @@ class Module(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """The batch on its device, in float32 where that has no float64."""
-        if device.type == "mps":
+        if widest(device) != device:
             batch = {name: part.float() if _is_double(part) else part for name, part in batch.items()}
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
@@ -156,7 +156,7 @@ class Module(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """The loss of held-out data, with the same times and noise every time."""
         losses = self.judge.loss(batch, Noise(self.config.seed + 1), step=0, first=int(batch["first"]), total=VALIDATION_DATA)
-        self.held(losses)
+        self.held.update(losses)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the held-out data of all processes."""
