@@ -140,7 +140,7 @@ def data_before(one: Series, rows: int, path: Path) -> Path:
     return path
 
 
-def etth1(data: Path, out: Path, tasks: list[str], minutes: float) -> None:
+def etth1(data: Path, out: Path, tasks: list[str], budget: list[str]) -> None:
     """Every model and baseline at every task, on validation and judged windows."""
     whole = read_series(str(data))[0]
     rows = whole.values[: TRAINING + VALIDATION + JUDGED]
@@ -166,7 +166,7 @@ def etth1(data: Path, out: Path, tasks: list[str], minutes: float) -> None:
 
         for kind, settings in ETTH1.items():
             folder = Path("runs") / f"etth1-{kind}-{task}"
-            system = etth1_model(kind, settings, scaled, context, horizon, folder, minutes)
+            system = etth1_model(kind, [*settings, *budget], scaled, context, horizon, folder)
             begun = time.monotonic()
             judge(
                 kind,
@@ -195,19 +195,24 @@ def etth1(data: Path, out: Path, tasks: list[str], minutes: float) -> None:
         write_json(out, report)
 
 
-def etth1_model(
-    kind: str, settings: list[str], scaled: Series, context: int, horizon: int, folder: Path, minutes: float
-) -> SequenceModel:
+def etth1_model(kind: str, settings: list[str], scaled: Series, context: int, horizon: int, folder: Path) -> SequenceModel:
     """The trained model of a task; trained now if there is none."""
     if not (folder / model.WEIGHTS).exists():
-        shape = [f"sequence.context={context}", f"sequence.horizon={horizon}", f"train.minutes={minutes}", "train.steps=100000"]
-        recipe: Recipe = config.override(config.load_recipe(kind), [*shape, "train.schedule=constant", *settings])
+        shape = [f"sequence.context={context}", f"sequence.horizon={horizon}"]
+        recipe: Recipe = config.override(config.load_recipe(kind), [*shape, *settings])
         data = windows([scaled.head(TRAINING)], context=context, horizon=horizon)
         held = windows([scaled.head(TRAINING + VALIDATION).tail(TRAINING - context)], context=context, horizon=horizon, like=data)
         recipe, reasons = prepare(recipe, data)
         print(folder, *reasons, sep="\n")
         train(recipe, data, held, data.contract, folder, device="cpu")
     return model.load(folder)  # type: ignore[return-value]
+
+
+def budget(steps: int | None, minutes: float) -> list[str]:
+    """Settings that end training after so many steps, the rate falling along a cosine, or by the clock at a constant rate."""
+    if steps is not None:
+        return [f"train.steps={steps}", "train.schedule=cosine"]
+    return [f"train.minutes={minutes}", "train.steps=100000", "train.schedule=constant"]
 
 
 def calls(folder: Path, data: Path, out: Path) -> None:
@@ -264,7 +269,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["96-96", "96-24", "24-24"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--minutes", type=float, default=6.0, help="etth1: training of each model by the clock")
+    parser.add_argument("--steps", type=int, help="etth1: so many steps of each model instead, whatever the load")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     out = arguments.out or Path(f"forecasting-{arguments.part}.json")
@@ -275,7 +281,7 @@ def main() -> None:
     elif arguments.part == "exchange":
         exchange(arguments.data, out, arguments.seeds)
     elif arguments.part == "etth1":
-        etth1(arguments.data, out, arguments.tasks, arguments.minutes)
+        etth1(arguments.data, out, arguments.tasks, budget(arguments.steps, arguments.minutes))
     else:
         calls(arguments.model, arguments.data, out)
 

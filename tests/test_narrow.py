@@ -1,4 +1,4 @@
-"""Networks, samplers and series run where there is no float64: "meta", which has shapes alone, stands for such a device."""
+"""Networks, samplers, likelihoods and series run where there is no float64: "meta", which has shapes alone, stands for it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from ornstein.assemble import make_plan
 from ornstein.config import SamplerConfig
 from ornstein.denoiser import Denoiser
 from ornstein.kinds import KINDS
+from ornstein.likelihood import bits_per_dim, log_prob
+from ornstein.losses import Discretised, bound
 from ornstein.nets import MLP, S4, CSDINet, HalfUNet, SSSDNet, UNet
 from ornstein.noise import Noise
 from ornstein.process import VP
 from ornstein.samplers import ALL, sample
+from ornstein.samplers.flow import FixedSteps
 from ornstein.sequence import series
 from ornstein.sequence.predict import forecasts
 from ornstein.sequence.windows import windows
@@ -119,6 +122,27 @@ def test_series_make_none_on_the_device(kind: str) -> None:
         drawn = forecasts(system, series(values), [20, 30], horizon=4, draws=2, noise=Noise(0))
         assert system.memories(batch)
     assert drawn.shape == (2, 2, 4, 2)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "rademacher"])
+def test_densities_make_none_on_the_device(divergence: str) -> None:
+    denoiser = Denoiser(MLP(2, 8, 1).to("meta"), VP(), "x0")
+    with Narrow():
+        found = log_prob(denoiser, zeros(3, 2), solver=FixedSteps(5), divergence=divergence, probes=1)
+    assert not found.value.is_meta
+
+
+@pytest.mark.parametrize("dequantisation", ["uniform", "gaussian"])
+def test_bits_make_none_on_the_device(dequantisation: str) -> None:
+    denoiser = Denoiser(MLP(2, 8, 1).to("meta"), VP(), "x0")
+    grey = Discretised(3, -1.0, 1.0)
+    with Narrow():
+        found = bits_per_dim(
+            denoiser, zeros(3, 2), grey, noise=Noise(0), solver=FixedSteps(5), probes=1, dequantisation=dequantisation
+        )
+        elbo = bound(denoiser, zeros(3, 2), (0.9, 0.5, 0.1), Noise(0), decoder=grey, samples=2)
+    assert not found.value.is_meta
+    assert not elbo.total.is_meta
 
 
 def test_the_guard_sees_double() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
+from torch import Tensor
 
 WITHOUT_DOUBLE = {"mps"}
 """Types of device that have no float64."""
@@ -24,6 +25,11 @@ def widest(device: torch.device | str) -> torch.device:
     """Where float64 numbers of a device are computed: there, or on the CPU where it has none."""
     place = torch.device(device)
     return torch.device("cpu") if place.type in WITHOUT_DOUBLE else place
+
+
+def doubled(x: Tensor) -> Tensor:
+    """x in float64, on its device or, where that has none, on the CPU."""
+    return x.to(widest(x.device), torch.float64)
 
 
 def half_precision(precision: str, device: torch.device | str) -> bool:

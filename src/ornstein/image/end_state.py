@@ -49,7 +49,7 @@ class EndState(nn.Module):
         """Learn the law of the end states x (N, *), in model units; ValueError for fewer than two, or than components."""
         from sklearn.mixture import GaussianMixture
 
-        flat = x.flatten(1).double().cpu()
+        flat = x.flatten(1).cpu().double()
         components, dimensions = self.means.shape
         if len(flat) < max(2, components):
             raise ValueError(f"{len(flat)} end states are too few for components={components}; give more, at least 2")
@@ -80,7 +80,7 @@ class EndState(nn.Module):
         """n end states (n, *shape) in model units; InputError if none were learned."""
         if not bool(self.weights.any()):
             raise InputError("the model knows no end states to start from; train it with `ornstein train`, or call start.fit")
-        total = self.weights.double().cumsum(0).cpu()
+        total = self.weights.cpu().double().cumsum(0)
         u = noise.uniform((n,), stream="end/component", first=first)
         k = torch.searchsorted(total, u * total[-1]).clamp(max=len(total) - 1).to(self.means.device)
         z = noise.normal((n, self.means.shape[1]), stream="end", first=first).to(self.means)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Condition, Denoises
+from ornstein.hardware import doubled, widest
 from ornstein.likelihood.common import in_chunks
 from ornstein.likelihood.density import log_prob
 from ornstein.losses import Discretised
@@ -66,7 +67,7 @@ def bits_per_dim(
     if dequantisation not in DEQUANTISATIONS:
         raise ValueError(f"dequantisation={dequantisation!r} is not one of {', '.join(DEQUANTISATIONS)}")
     width, process = quantisation.width, denoiser.process
-    place = (x.double() - quantisation.low) / width
+    place = (doubled(x) - quantisation.low) / width
     level = place.round().clamp(0, quantisation.levels - 1)
     if bool(((place - level).abs() > 1e-2).any()):
         raise ValueError(
@@ -115,10 +116,10 @@ def _gap(
 
     def run(part: Batch, tick: Tick) -> tuple[Tensor, ...]:
         mean = denoiser(align(alpha, y) * part.state(), start, part.cond).x0
-        found = decoder.log_prob(x[part.places].to(mean).double(), mean.double(), spread.to(mean.device))
+        found = decoder.log_prob(doubled(x[part.places].to(mean)), doubled(mean), spread.to(widest(mean.device)))
         return (-found.flatten(1).sum(1).cpu(),)
 
     with torch.no_grad():
         (lost,) = in_chunks(denoiser, y, cond, first, batch_size, "decoder", False, run)
-    known = -0.5 * eps.flatten(1).double().square().sum(1).cpu()
+    known = -0.5 * doubled(eps.flatten(1)).square().sum(1).cpu()
     return lost + known - 0.5 * x[:1].numel() * math.log(2 * math.pi * size**2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Condition, Denoises
+from ornstein.hardware import doubled
 from ornstein.likelihood.common import SOLVER, begin_at, in_chunks, onto_flow
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess, align
@@ -71,7 +72,7 @@ class _Dense:
             columns = []
             for k, (along, last) in enumerate(_marked(self._directions(rows, state))):
                 (slope,) = torch.autograd.grad((v * along).sum(), x, retain_graph=not last)
-                product = slope.flatten(1)[:, k] if self.probes is None else (slope * along).flatten(1).double().sum(1)
+                product = slope.flatten(1)[:, k] if self.probes is None else doubled((slope * along).flatten(1)).sum(1)
                 columns.append(product.to("cpu", torch.float64))
         trace = torch.stack(columns, 1)
         if self.probes is None:
@@ -141,7 +142,7 @@ def log_prob(
         state, gained = solved.parts
         latent = state * align(norm(process, 1.0), state)
         scale = process.prior_std
-        prior = -0.5 * ((latent.flatten(1).double() / scale).square().sum(1) + dimensions * math.log(2 * math.pi * scale**2))
+        prior = -0.5 * ((doubled(latent.flatten(1)) / scale).square().sum(1) + dimensions * math.log(2 * math.pi * scale**2))
         # from x_1 to X_1, and from X to x0 + (sigma/alpha) eps at the start
         units = dimensions * (norm(process, 1.0).log() + angle(process, begin).cos().log())
         values = (prior.cpu() + units)[:, None] + dimensions * gained

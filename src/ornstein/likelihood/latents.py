@@ -82,7 +82,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} must have one shape")
     w = torch.as_tensor(weight, dtype=torch.float64)
-    first, second = a.flatten(1).double().cpu(), b.flatten(1).double().cpu()
+    first, second = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
     lengths = [x.norm(dim=1).clamp(min=1e-300) for x in (first, second)]
     cosine = ((first * second).sum(1) / (lengths[0] * lengths[1])).clamp(-1, 1)
     phi = cosine.acos()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Condition, Denoises, Prediction
+from ornstein.hardware import doubled, widest
 from ornstein.noise import Noise
 from ornstein.process import GaussianProcess, Posterior, align, gaussian_kl, gaussian_log_density
 from ornstein.progress import track
@@ -176,13 +177,13 @@ def bound(
             t, s = levels[pick], levels[pick + 1]
             eps = noise.normal(x0.shape, stream="bound/noise", step=index, first=first, dtype=x0.dtype, device=x0.device)
             prediction = denoiser(process.corrupt(x0, t, eps), t, cond)
-            term = step_term(process, prediction, x0, t, s, variance).flatten(1).double().sum(1).cpu()
+            term = doubled(step_term(process, prediction, x0, t, s, variance).flatten(1)).sum(1).cpu()
             means.append(term.mean())
             steps += term
         eps = noise.normal(x0.shape, stream="bound/last", first=first, dtype=x0.dtype, device=x0.device)
         prediction = denoiser(process.corrupt(x0, times[-1], eps), times[-1], cond)
-        spread = process.posterior(times[-1], None).transition.to(device=x0.device, dtype=torch.float64)
-        last = -decoder.log_prob(x0.double(), prediction.x0.double(), spread).flatten(1).sum(1).cpu()
+        spread = process.posterior(times[-1], None).transition.to(widest(x0.device))
+        last = -decoder.log_prob(doubled(x0), doubled(prediction.x0), spread).flatten(1).sum(1).cpu()
     every = samples is None
     terms = torch.stack(means) if every and means else None
     steps = steps if every else steps * (intervals / len(picks))
@@ -191,6 +192,6 @@ def bound(
 
 def _prior_term(process: GaussianProcess, x0: Tensor, t: float) -> Tensor:
     alpha, sigma = process.moments(t)
-    mean = alpha * x0.flatten(1).double().cpu()
+    mean = alpha * x0.flatten(1).cpu().double()
     prior = torch.tensor(process.prior_std**2, dtype=torch.float64)
     return gaussian_kl(mean, sigma**2, torch.zeros_like(prior), prior).sum(1)

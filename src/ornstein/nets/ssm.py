@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.files import InputError
-from ornstein.hardware import widest
+from ornstein.hardware import doubled
 
 
 class Recurrence(NamedTuple):
@@ -87,8 +87,8 @@ class S4DKernel(nn.Module):
         return 2 * (recurrence.C * memory).sum(-1).real.to(u), memory
 
     def _discrete(self) -> Recurrence:
-        poles = torch.complex(-_precise(self.log_decay).exp(), _precise(self.frequency))
-        A_bar, factor = DISCRETISATIONS[self.discretisation](poles, _precise(self.log_step).exp()[:, None])
+        poles = torch.complex(-doubled(self.log_decay).exp(), doubled(self.frequency))
+        A_bar, factor = DISCRETISATIONS[self.discretisation](poles, doubled(self.log_step).exp()[:, None])
         return Recurrence(A_bar, factor * _complex(self.B), _complex(self.C))
 
 
@@ -118,7 +118,7 @@ class S4Kernel(nn.Module):
     def kernel(self, length: int) -> Tensor:
         """K_0 to K_{length-1} of every channel, (width, length), in the dtype of the weights."""
         poles, P, B, C = self._continuous()
-        step = _precise(self.log_step).exp()[:, None]
+        step = doubled(self.log_step).exp()[:, None]
         ratio, aliased = _CIRCLE["wide" if self.C.dtype == torch.float64 else "narrow"]
         points = fast_length(math.ceil(ratio * length))
         log_radius = math.log(aliased) / points
@@ -144,9 +144,9 @@ class S4Kernel(nn.Module):
         real, imaginary = torch.diag_embed(poles.real), torch.diag_embed(poles.imag)
         rotation = torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1)
         p = torch.cat([P.real, P.imag], 1)
-        half = _precise(self.log_step).exp()[:, None, None] / 2 * (rotation - 2 * p[:, :, None] * p[:, None, :])
+        half = doubled(self.log_step).exp()[:, None, None] / 2 * (rotation - 2 * p[:, :, None] * p[:, None, :])
         one = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
-        drive = _precise(self.log_step).exp()[:, None] * torch.cat([B.real, B.imag], 1)
+        drive = doubled(self.log_step).exp()[:, None] * torch.cat([B.real, B.imag], 1)
         solved = torch.linalg.solve(one - half, torch.cat([one + half, drive[..., None]], 2))
         return Recurrence(solved[..., :-1], solved[..., -1], 2 * torch.cat([C.real, -C.imag], 1))
 
@@ -157,7 +157,7 @@ class S4Kernel(nn.Module):
         return (recurrence.C * memory).sum(-1).to(u), memory
 
     def _continuous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        poles = torch.complex(-_precise(self.log_decay).exp(), _precise(self.frequency))
+        poles = torch.complex(-doubled(self.log_decay).exp(), doubled(self.frequency))
         return poles, _complex(self.P), _complex(self.B), _complex(self.C)
 
 
@@ -265,9 +265,5 @@ def _repeated(row: Tensor, width: int) -> Tensor:
     return row.to(torch.get_default_dtype()).expand(width, *row.shape).clone()
 
 
-def _precise(weights: Tensor) -> Tensor:
-    return weights.to(widest(weights.device), torch.float64)
-
-
 def _complex(pairs: Tensor) -> Tensor:
-    return torch.view_as_complex(_precise(pairs))
+    return torch.view_as_complex(doubled(pairs))

@@ -149,8 +149,7 @@ class GaussianProcess(Equation):
 
     def log_ratio(self, t: Time) -> Tensor:
         """log(sigma/alpha), minus half the log-SNR; float64. -inf for clean data, +inf where alpha = 0."""
-        alpha, sigma = self.moments(t)
-        return sigma.log() - alpha.log()
+        return _log_ratio(self.moments(t))
 
     def corrupt(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = alpha x_0 + sigma eps."""
@@ -167,9 +166,8 @@ class GaussianProcess(Equation):
         Its mean is (alpha_t/alpha_s) x_s, its variance sigma_t² - (alpha_t/alpha_s)² sigma_s², computed as
         sigma_t²·(1 - SNR_t/SNR_s), which loses no digits when t is close to s.
         """
-        alpha_s, _ = self.moments(s)
-        alpha_t, sigma_t = self.moments(t)
-        return Transition(alpha_t / alpha_s, sigma_t**2 * self._lost(s, t))
+        before, after = self.moments(s), self.moments(t)
+        return Transition(after[0] / before[0], after[1] ** 2 * _lost(before, after))
 
     def posterior(self, t: Time, s: Time) -> Posterior:
         """The coefficients of q(x_s | x_t, x_0) for the jump t → s, s ≤ t, with both variances; float64.
@@ -178,15 +176,9 @@ class GaussianProcess(Equation):
         variance = sigma_s² v/sigma_t². The ancestral sampler and the variational bound both use it.
         Source: Ho et al. 2020, arXiv 2006.11239, eq. 6-7.
         """
-        alpha_s, sigma_s = self.moments(s)
-        _, sigma_t = self.moments(t)
-        forward = self.transition(s, t)
-        lost = self._lost(s, t)
-        return Posterior(forward.alpha * (sigma_s / sigma_t) ** 2, alpha_s * lost, sigma_s**2 * lost, forward.variance)
-
-    def _lost(self, s: Time, t: Time) -> Tensor:
-        """1 - SNR_t/SNR_s, the part of the signal that the jump s → t destroys."""
-        return -torch.expm1(2 * (self.log_ratio(s) - self.log_ratio(t)))
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = before, after = self.moments(s), self.moments(t)
+        lost = _lost(before, after)
+        return Posterior(alpha_t / alpha_s * (sigma_s / sigma_t) ** 2, alpha_s * lost, sigma_s**2 * lost, sigma_t**2 * lost)
 
     def terminal_gap(self, mean: float | Tensor = 0.0, std: float | Tensor = 1.0) -> float:
         """KL(q(x_1) ‖ prior) in nats per dimension for data of given mean and standard deviation, taken as Gaussian.
@@ -200,7 +192,9 @@ class GaussianProcess(Equation):
 
     def _times(self, t: float | Tensor) -> Tensor:
         times = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        if bool(((times < 0) | (times > 1) | times.isnan()).any()):
+        # plans ask for one number at a time, ten thousand times: Python compares it six times faster than torch
+        inside = 0 <= t <= 1 if isinstance(t, float) else bool(((times >= 0) & (times <= 1)).all())
+        if not inside:
             raise ValueError(f"t={t} leaves [0, 1]; the data are at 0 and the noise at 1")
         return times
 
@@ -217,6 +211,17 @@ class MomentProcess(GaussianProcess):
             slope_variance = _derivative(variance, time)
         f = slope_alpha / alpha.detach()
         return f, slope_variance - 2 * f * variance.detach()
+
+
+def _log_ratio(moments: tuple[Tensor, Tensor]) -> Tensor:
+    """log(sigma/alpha)."""
+    alpha, sigma = moments
+    return sigma.log() - alpha.log()
+
+
+def _lost(before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> Tensor:
+    """1 - SNR_t/SNR_s, the part of the signal that a jump between two (alpha, sigma) destroys."""
+    return -torch.expm1(2 * (_log_ratio(before) - _log_ratio(after)))
 
 
 def _derivative(value: Tensor, time: Tensor) -> Tensor:

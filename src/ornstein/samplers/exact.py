@@ -40,7 +40,10 @@ def propagate(plan: Plan, denoiser: Denoises, *, start: Law | None = None, cond:
     laws = [start]
 
     def combine(factor: float, terms: Terms, skip: int) -> Tensor:
-        return factor * x + sum((w * history[-1 - j + skip] for j, w in terms), torch.zeros(dimensions, 2 + rows))
+        out = factor * x
+        for j, w in terms:
+            out.add_(history[-1 - j + skip], alpha=w)
+        return out
 
     for k, row in enumerate(plan.rows):
         if row.log_variances is not None:
@@ -48,7 +51,7 @@ def propagate(plan: Plan, denoiser: Denoises, *, start: Law | None = None, cond:
         z = basis[2 + k]
         y = combine(row.p, row.prior, 1) + row.q * z
         alpha, sigma = denoiser.process.moments(row.t)
-        gain, constant = _affine(denoiser, row.t, cond, dimensions)
+        gain, constant = _affine(denoiser, row.t, (alpha, sigma), cond, dimensions)
         x0 = gain[:, None] * y + constant[:, None] * basis[0]
         on_y, on_x0 = VIEWS[plan.view](alpha, sigma)
         history.append(on_y * y + on_x0 * x0)
@@ -57,9 +60,11 @@ def propagate(plan: Plan, denoiser: Denoises, *, start: Law | None = None, cond:
     return laws
 
 
-def _affine(denoiser: Denoises, t: float, cond: Condition, dimensions: int) -> tuple[Tensor, Tensor]:
-    """(gain, constant), both (D,), of x0 = gain·x_t + constant in every eigendirection."""
-    alpha, sigma = denoiser.process.moments(t)
+def _affine(
+    denoiser: Denoises, t: float, moments: tuple[Tensor, Tensor], cond: Condition, dimensions: int
+) -> tuple[Tensor, Tensor]:
+    """(gain, constant), both (D,), of x0 = gain·x_t + constant in every eigendirection, at t of moments (alpha, sigma)."""
+    alpha, sigma = moments
     if isinstance(denoiser, GaussianDenoiser):
         gain = alpha * denoiser.variances / (alpha**2 * denoiser.variances + sigma**2)
         return gain, (denoiser.mean @ denoiser.directions) * (1 - alpha * gain)
