@@ -252,6 +252,23 @@ def test_calibrated_plans_are_taken(folders: dict[str, Path], kind: str, run: Ru
     assert plan.name in ended.out
 
 
+@pytest.mark.parametrize(
+    ("channels", "gap", "name", "words"),
+    [(2, False, "timegrad", "few channels"), (2, True, "sssd", "0.8% of the numbers"), (16, True, "csdi", "16 channels")],
+)
+def test_a_horizon_alone_chooses_the_model(channels: int, gap: bool, name: str, words: str, run: Run) -> None:
+    values = Noise(0).normal((60, channels), dtype=torch.float64).numpy()
+    if gap:
+        values[7, 0] = np.nan
+    index = pd.date_range("2024-03-01", periods=60, freq="h", name="when")
+    pd.DataFrame(values, index=index).add_prefix("c").to_csv("own.csv")
+    ended = run("train", "--data", "own.csv", "--horizon", 4, *QUICK[:-1], *NET[name])
+    assert ended.code == 0, ended.err
+    assert model.read_recipe("runs/own").system == name
+    assert words in ended.err
+    assert run("forecast", "runs/own", "--data", "own.csv", "--draws", 2, "--quiet").code == 0
+
+
 def test_resume_goes_on_where_it_stopped(folders: dict[str, Path], run: Run) -> None:
     words = (
         "train",

@@ -40,7 +40,8 @@ def train(
     Parameters
     ----------
     recipe
-        A bundled recipe (see `ornstein list`) or a YAML file. Without one, size and width are chosen from the data.
+        A bundled recipe (see `ornstein list`) or a YAML file. Without one, size and width are chosen from the data, and with
+        --horizon the model of series.
     data
         Where the data lie, in place of the recipe's: a folder, ZIP, .npz, .npy, idx files, `digits`, or hf:NAME; of
         series a table (.csv, .parquet, .jsonl), a .npy, or a bundled series (see `ornstein list`).
@@ -79,6 +80,8 @@ def train(
     from ornstein.image.data import ImageData
     from ornstein.kinds import KINDS, describe, load_data
     from ornstein.parallel import main_process as is_main
+    from ornstein.sequence.choose import suggest
+    from ornstein.sequence.windows import SeriesData
     from ornstein.train import train as run
 
     main_process = is_main()
@@ -86,8 +89,11 @@ def train(
         raise InputError("train needs a recipe or --data; see `ornstein list` for recipes")
     if resume and recipe is None:
         chosen = model.read_recipe(needed(out, "--out", "--resume needs the directory of the run"))
+    elif recipe is not None:
+        chosen = config.load_recipe(recipe)
     else:
-        chosen = config.load_recipe(recipe) if recipe is not None else config.Recipe()
+        chosen = config.load_recipe("timegrad") if horizon is not None else config.Recipe()
+    by_data = recipe is None and not resume
     target = out or Path("runs") / (Path(recipe).stem if recipe else Path(str(data).rstrip("/")).stem or "model")
     # quoted: a folder may be called 2024 or yes, which YAML would not take for a name
     changes = [f"data.source={json.dumps(data)}"] if data is not None else []
@@ -109,11 +115,16 @@ def train(
     chosen = config.override(chosen, [*changes, *(settings or [])])
     if not resume and (target / model.WEIGHTS).exists() and main_process:
         raise InputError(f"--out {str(target)!r} already holds a model; add --resume, or give another --out")
-    if recipe is None and not resume and _is_table(str(data)):
+    if by_data and horizon is None and _is_table(str(data)):
         chosen = config.override(config.load_recipe("points"), [*changes, *(settings or [])])
     everything = load_data(chosen)
-    if recipe is None and not resume and isinstance(everything, ImageData):
+    if by_data and isinstance(everything, ImageData):
         chosen = _automatic(chosen, everything, settings or [])
+    if by_data and isinstance(everything, SeriesData):
+        name, reason = suggest(everything)
+        chosen = config.override(config.load_recipe(name), [*changes, *(settings or [])])
+        if main_process and not quiet:
+            print(reason, file=sys.stderr)
     training, held = divide(chosen.data, everything)
     chosen, reasons = KINDS[chosen.system].prepare(chosen, training)
     if main_process and not quiet:

@@ -22,6 +22,8 @@ from ornstein.sequence.windows import MANY, Covariates, SeriesData, windows
 
 _LOOKED_AT = 512
 """Windows on which choices are made."""
+MANY_CHANNELS = 16
+"""From so many on CSDI is what series are trained with unasked."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,17 @@ def load(recipe: Recipe, source: str) -> SeriesData:
         raise InputError(f"data.source={source!r} has {found}, the model was trained on steps of {config.frequency}; resample it")
     context = config.context if config.context is not None else _context(series, config.horizon)
     return windows(series, context=context, horizon=config.horizon, calendar=config.calendar)
+
+
+def suggest(data: SeriesData) -> tuple[str, str]:
+    """(the recipe for series that came without one, the reason): csdi for many channels, sssd for gaps, else timegrad."""
+    channels = len(data.contract.channels)
+    if channels >= MANY_CHANNELS:
+        return "csdi", f"csdi: it has a token for each of {channels} channels, which tell of one another"
+    gaps = np.mean([np.isnan(one.values).mean() for one in data.series])
+    if gaps > 0:
+        return "sssd", f"sssd: it fills gaps too, and {gaps:.1%} of the numbers are missing"
+    return "timegrad", "timegrad: few channels without gaps; sssd and csdi fill gaps too"
 
 
 def prepare(recipe: Recipe, data: SeriesData) -> tuple[Recipe, list[str]]:
