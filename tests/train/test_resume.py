@@ -15,7 +15,6 @@ import tiny
 from ornstein import config, model
 
 STEPS = 90
-OFTEN = ("train.checkpoint_steps=7", "train.validate_every=40", "train.batch=8")
 VARIANTS = {
     "dropout, accumulation": ("net.options.dropout=0.2", "train.accumulate=2"),
     "loss-aware chain": (*tiny.CHAIN, "loss={weighting: simple, loss_aware: true}"),
@@ -47,7 +46,7 @@ def same_tensors(first: object, second: object, where: str = "state") -> int:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_twice_and_resumed_gives_the_same_bits(variant: str, tmp_path: Path) -> None:
-    chosen = tiny.recipe(f"train.steps={STEPS}", *OFTEN, *VARIANTS[variant])
+    chosen = tiny.recipe(f"train.steps={STEPS}", "train.checkpoint_steps=7", "train.validate_every=40", *VARIANTS[variant])
     recipe = tiny.written(chosen, tmp_path / "recipe.yaml")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     uninterrupted = tiny.command("train", recipe, "--out", whole, "--quiet", log=tmp_path / "whole.log")
