@@ -63,12 +63,14 @@ bench: .venv/installed  ## the slow evidence; see benchmarks/README.md
 	$(BIN)/python benchmarks/forecasting.py --part exchange --data $(DATA)/exchange_rate/exchange_rate_train.csv
 	$(BIN)/ornstein calibrate runs/exchange-0 --calls 5
 	$(BIN)/python benchmarks/forecasting.py --part calls --model runs/exchange-0 --data $(DATA)/exchange_rate/exchange_rate_train.csv
-	$(BIN)/python benchmarks/forecasting.py --part etth1 --data $(DATA)/etth1/ETTh1.csv
+	$(BIN)/python benchmarks/forecasting.py --part etth1 --tasks 96-24 --data $(DATA)/etth1/ETTh1.csv
+	$(BIN)/python benchmarks/forecasting.py --part etth1 --tasks 24-24 --minutes 12 --data $(DATA)/etth1/ETTh1.csv --out forecasting-etth1-24.json
+	$(BIN)/python benchmarks/forecasting.py --part etth1 --tasks 96-96 --steps 3000 --data $(DATA)/etth1/ETTh1.csv --out forecasting-etth1-96.json
 	$(BIN)/python benchmarks/imputation.py --part exact
 	for part in given ecg5000; do $(BIN)/python benchmarks/imputation.py --part $$part --minutes 20 --data $(DATA)/ecg5000/ecg5000_dev.csv || exit 1; done
-	$(BIN)/python benchmarks/imputation.py --part pm25 --minutes 10 --cases 40 --data $(DATA)/pm25/pm25_ground_dev.csv
+	$(BIN)/python benchmarks/imputation.py --part pm25 --kind csdi --minutes 120 --cases 40 --data $(DATA)/pm25/pm25_ground_dev.csv
 	$(BIN)/python benchmarks/imputation.py --part physionet --minutes 60 --cases 60 --data $(DATA)/physionet2012/set_a_hourly.npz
-	$(BIN)/python benchmarks/imputation.py --part curve --minutes 8 --data $(DATA)/physionet2012/set_a_hourly.npz
+	$(BIN)/python benchmarks/imputation.py --part curve --minutes 16 --data $(DATA)/physionet2012/set_a_hourly.npz
 	$(BIN)/python benchmarks/solvers.py --part mixtures
 	$(BIN)/python benchmarks/solvers.py --part net --model runs/mnist-bench/ornstein
 
