@@ -1,4 +1,4 @@
-"""What benchmarks share: a command run under watch, with its wall time, peak memory and the machine's load."""
+"""What benchmarks share: a command run under watch, with its wall time, peak memory and the machine's load; figures as text."""
 
 from __future__ import annotations
 
@@ -83,3 +83,12 @@ def _read(path: Path) -> str:
         return path.read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""  # it ended between two looks
+
+
+def show_rows(rows: dict[str, dict[str, float]]) -> None:
+    """Rows of figures by name as text, in the columns of the first; what a row has not is blank."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, rows))
+    print(" " * width + "".join(f"{column:>15}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:<{width}}" + "".join(f"{row[column]:>15.5g}" if column in row else " " * 15 for column in columns))

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common import show_rows
 from ornstein import Noise, config, model
 from ornstein.cli.app import app
 from ornstein.config import Recipe
@@ -103,7 +104,7 @@ def exact(out: Path) -> None:
     for name, part in (("timegrad", drawn), ("exact", law)):
         ranks = measures.pit(part[:, :, :1], truth[:, :1], Noise(5))
         uniformity[name] = [measures.pit_uniformity(ranks[..., channel]) for channel in range(2)]
-    show(rows)
+    show_rows(rows)
     ratio = rows["timegrad"]["CRPS-sum"] / rows["exact"]["CRPS-sum"]
     print(f"CRPS-sum {ratio:.4f} of the exact law's; one-step PIT over 500 origins, p by channel: {uniformity}")
     write_json(out, {"rows": rows, "ratio": ratio, "pit_p": uniformity})
@@ -140,7 +141,7 @@ def data_before(one: Series, rows: int, path: Path) -> Path:
     return path
 
 
-def etth1(data: Path, out: Path, tasks: list[str], budget: list[str]) -> None:
+def etth1(data: Path, out: Path, tasks: list[str], ending: list[str]) -> None:
     """Every model and baseline at every task, on validation and judged windows."""
     whole = read_series(str(data))[0]
     rows = whole.values[: TRAINING + VALIDATION + JUDGED]
@@ -166,7 +167,7 @@ def etth1(data: Path, out: Path, tasks: list[str], budget: list[str]) -> None:
 
         for kind, settings in ETTH1.items():
             folder = Path("runs") / f"etth1-{kind}-{task}"
-            system = etth1_model(kind, [*settings, *budget], scaled, context, horizon, folder)
+            system = etth1_model(kind, [*settings, *ending], scaled, context, horizon, folder)
             begun = time.monotonic()
             judge(
                 kind,
@@ -186,7 +187,7 @@ def etth1(data: Path, out: Path, tasks: list[str], budget: list[str]) -> None:
             judge(name, lambda places, f=forecaster, horizon=horizon: rolled(f, scaled, places, horizon, 50, season, Noise(1)))
         for part, table in tables.items():
             print(f"\n{task}, {part}, {len(origins[part])} windows")
-            show(table)
+            show_rows(table)
         best = min(ETTH1, key=lambda kind: tables["validation"][kind]["CRPS"])
         own, against = tables["judged"][best]["CRPS"], {name: tables["judged"][name]["CRPS"] for name in named if name != "var"}
         told = ", ".join(f"{name} {own / value:.3f}" for name, value in against.items())
@@ -233,7 +234,7 @@ def calls(folder: Path, data: Path, out: Path) -> None:
         begun = time.monotonic()
         forecasts(system, one, origins[-1:], horizon=30, draws=200, noise=Noise(0))  # type: ignore[arg-type]
         times.append(time.monotonic() - begun)
-    show(rows)
+    show_rows(rows)
     loss = rows["5 calls calibrated"]["CRPS"] / rows["100 calls"]["CRPS"] - 1
     print(
         f"CRPS of the calibrated plan {100 * loss:+.2f} %, "
@@ -241,15 +242,6 @@ def calls(folder: Path, data: Path, out: Path) -> None:
     )
     print(f"200 draws x 30 steps x {one.values.shape[1]} channels: {np.median(times):.2f} s (median of 5)")
     write_json(out, {"rows": rows, "seconds": seconds, "forecast_seconds": float(np.median(times))})
-
-
-def show(rows: dict[str, dict[str, float]]) -> None:
-    """Rows as text, in columns."""
-    columns = list(next(iter(rows.values())))
-    width = max(map(len, rows))
-    print(" " * width + "".join(f"{column:>14}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:<{width}}" + "".join(f"{row[column]:>14.5g}" for column in columns))
 
 
 def run(words: list[str]) -> None:

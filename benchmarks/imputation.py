@@ -2,7 +2,7 @@
 
     python benchmarks/imputation.py --part exact [--kind csdi]
     python benchmarks/imputation.py --part ecg5000 --data ../shared/data/ecg5000/ecg5000_dev.csv
-    python benchmarks/imputation.py --part pm25 --data ../shared/data/pm25/pm25_ground_dev.csv
+    python benchmarks/imputation.py --part pm25 [--kind sssd] --data ../shared/data/pm25/pm25_ground_dev.csv
     python benchmarks/imputation.py --part physionet --data ../shared/data/physionet2012/set_a_hourly.npz
     python benchmarks/imputation.py --part curve --data ../shared/data/physionet2012/set_a_hourly.npz
     python benchmarks/imputation.py --part given --data ../shared/data/ecg5000/ecg5000_dev.csv
@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common import show_rows
 from ornstein import Given, Noise, config, model
 from ornstein.files import InputError, write_json
 from ornstein.metrics import forecast as measures
@@ -53,16 +54,16 @@ SETTINGS = {
     ("exact", "sssd"): ["net.options={width: 48, depth: 3, state: 16}", "train.batch=32", "train.learning_rate=2.0e-3"],
     ("exact", "csdi"): ["net.options={width: 48, depth: 2, heads: 2}", "train.batch=32"],
     ("ecg5000", "sssd"): ["net.options={width: 48, depth: 3, state: 32, dropout: 0.1}", "train.batch=16"],
-    ("pm25", "sssd"): [
-        "net.options={width: 64, depth: 3, state: 16, dropout: 0.1}",
-        "train.batch=16",
-        "sequence.interpolated=true",
-    ],
     ("pm25", "csdi"): [
         "net.options={width: 32, depth: 2, heads: 2}",
         "train.batch=8",
         "train.steps=6000",
         "train.schedule=cosine",
+        "sequence.interpolated=true",
+    ],
+    ("pm25", "sssd"): [
+        "net.options={width: 64, depth: 3, state: 16, dropout: 0.1}",
+        "train.batch=16",
         "sequence.interpolated=true",
     ],
     ("physionet", "sssd"): [
@@ -74,7 +75,7 @@ SETTINGS = {
     ],
     ("curve", "csdi"): ["net.options={width: 32, depth: 2, heads: 2}", "train.batch=8", "sequence.interpolated=true"],
 }
-"""What a part sets for a kind of model beside its recipe; a part without a row for a kind is not run with it."""
+"""What a part sets for a kind of model beside its recipe: the first kind of a part unless asked for; no other is run."""
 
 
 def trained(
@@ -136,7 +137,7 @@ def exact(kind: str, out: Path, minutes: float) -> None:
         rows[f"{law}: exact"] = judged(law_draws, test, seen)
         ratio = rows[f"{law}: {kind}"]["CRPS"] / rows[f"{law}: exact"]["CRPS"]
         print(f"{law}: CRPS {ratio:.4f} of the exact conditional's", flush=True)
-    show(rows)
+    show_rows(rows)
     write_json(out, rows)
 
 
@@ -176,7 +177,7 @@ def table(name: str, kind: str, system: ImputerSystem, held: SeriesData, cases: 
             )
             rows[f"{row}: {other}"] = judged(filled.swapaxes(2, 3), truth, seen)
         print(row, "done", flush=True)
-    show(rows)
+    show_rows(rows)
     return rows
 
 
@@ -232,7 +233,7 @@ def curve(path: Path, out: Path, minutes: float) -> None:
             figures = judged((found.draws.numpy() - mean[None]) / std[None], (x.numpy() - mean) / std, seen)
             rows[f"{stop:g} min, {share:.0%} missing"] = figures
         print(f"{stop:g} minutes, and {time.monotonic() - begun:.0f} s of sampling", flush=True)
-    show(rows)
+    show_rows(rows)
     print("the paper: CRPS (wQL) 0.238 at 10 %, 0.330 at 50 %, after 200 epochs on a GPU")
     write_json(out, rows)
 
@@ -258,41 +259,34 @@ def given(path: Path, out: Path, minutes: float) -> None:
             begun = time.monotonic()
             rows[f"{row}: {name}"] = judged(function(Given(x, mask=seen)).numpy(), x.numpy(), seen)
             print(f"{row}: {name}, {time.monotonic() - begun:.0f} s", flush=True)
-    show(rows)
+    show_rows(rows)
     write_json(out, rows)
-
-
-def show(rows: dict[str, dict[str, float]]) -> None:
-    """Rows as text, in columns."""
-    columns = list(next(iter(rows.values())))
-    width = max(map(len, rows))
-    print(" " * width + "".join(f"{column:>15}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:<{width}}" + "".join(f"{row[column]:>15.5g}" if column in row else " " * 15 for column in columns))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("exact", "ecg5000", "pm25", "physionet", "curve", "given"), required=True)
-    parser.add_argument("--kind", choices=("sssd", "csdi"), default="sssd")
+    parser.add_argument("--kind", choices=("sssd", "csdi"), help="the first of a part in SETTINGS unless given")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--cases", type=int, default=100)
+    parser.add_argument("--cases", type=int, default=100, help="windows that ecg5000, pm25 and physionet are judged on")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     part, out = arguments.part, arguments.out or Path(f"imputation-{arguments.part}.json")
     if part != "exact" and arguments.data is None:
         raise InputError(f"--part {part} needs --data")
-    if part in ("exact", "ecg5000", "pm25", "physionet") and (part, arguments.kind) not in SETTINGS:
-        raise InputError(f"--part {part} has no settings for --kind {arguments.kind}: add a row to SETTINGS")
+    kinds = [kind for name, kind in SETTINGS if name == ("ecg5000" if part == "given" else part)]
+    kind = arguments.kind or kinds[0]
+    if kind not in kinds:
+        raise InputError(f"--part {part} has no settings for --kind {kind}: add a row to SETTINGS")
     if part == "exact":
-        exact(arguments.kind, out, arguments.minutes)
+        exact(kind, out, arguments.minutes)
     elif part == "curve":
         curve(arguments.data, out, arguments.minutes)
     elif part == "given":
         given(arguments.data, out, arguments.minutes)
     else:
-        real(part, arguments.kind, arguments.data, out, arguments.minutes, arguments.cases)
+        real(part, kind, arguments.data, out, arguments.minutes, arguments.cases)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,14 @@ def bfloat16_is_native(device: torch.device | str) -> bool:
     return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def has_double(device: torch.device | str) -> bool:
+    """Whether the device has float64."""
+    return torch.device(device).type not in WITHOUT_DOUBLE
+
+
 def widest(device: torch.device | str) -> torch.device:
     """Where float64 numbers of a device are computed: there, or on the CPU where it has none."""
-    place = torch.device(device)
-    return torch.device("cpu") if place.type in WITHOUT_DOUBLE else place
+    return torch.device(device if has_double(device) else "cpu")
 
 
 def doubled(x: Tensor) -> Tensor:

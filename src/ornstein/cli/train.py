@@ -123,6 +123,7 @@ def train(
     if by_data and isinstance(everything, SeriesData):
         name, reason = suggest(everything)
         chosen = config.override(config.load_recipe(name), [*changes, *(settings or [])])
+        everything = load_data(chosen)  # cut into windows as that recipe does
         if main_process and not quiet:
             print(reason, file=sys.stderr)
     training, held = divide(chosen.data, everything)

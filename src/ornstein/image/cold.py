@@ -25,7 +25,7 @@ from ornstein.assemble import OWN, called, seeded
 from ornstein.config import LossConfig, Recipe, SamplerConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError
-from ornstein.hardware import widest
+from ornstein.hardware import has_double
 from ornstein.image.ddpm import unet
 from ornstein.image.end_state import EndState
 from ornstein.losses import Times
@@ -293,7 +293,7 @@ class ColdSystem:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         parts, training = [], self.net.training
         # the inverse of a blur enlarges what each step rounds: in float32 grain covers the digits
-        precise = torch.float32 if widest(self.device) != self.device else torch.float64
+        precise = torch.float64 if has_double(self.device) else torch.float32
         total = math.ceil(len(x) / size) * sampler.calls
         ticks = iter(track(range(total), total, sampler.name, enabled=progress))
         try:

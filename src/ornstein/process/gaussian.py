@@ -166,8 +166,8 @@ class GaussianProcess(Equation):
         Its mean is (alpha_t/alpha_s) x_s, its variance sigma_t² - (alpha_t/alpha_s)² sigma_s², computed as
         sigma_t²·(1 - SNR_t/SNR_s), which loses no digits when t is close to s.
         """
-        before, after = self.moments(s), self.moments(t)
-        return Transition(after[0] / before[0], after[1] ** 2 * _lost(before, after))
+        (alpha_s, _), (alpha_t, sigma_t) = before, after = self.moments(s), self.moments(t)
+        return Transition(alpha_t / alpha_s, sigma_t**2 * _lost(before, after))
 
     def posterior(self, t: Time, s: Time) -> Posterior:
         """The coefficients of q(x_s | x_t, x_0) for the jump t → s, s ≤ t, with both variances; float64.

@@ -109,7 +109,7 @@ def suggest(data: SeriesData) -> tuple[str, str]:
     channels = len(data.contract.channels)
     if channels >= MANY_CHANNELS:
         return "csdi", f"csdi: it has a token for each of {channels} channels, which tell of one another"
-    gaps = np.mean([np.isnan(one.values).mean() for one in data.series])
+    gaps = np.concatenate([np.isnan(one.values) for one in data.series]).mean()
     if gaps > 0:
         return "sssd", f"sssd: it fills gaps too, and {gaps:.1%} of the numbers are missing"
     return "timegrad", "timegrad: few channels without gaps; sssd and csdi fill gaps too"

@@ -29,7 +29,7 @@ from ornstein import model
 from ornstein.config import Recipe, TrainConfig
 from ornstein.contract import Contract
 from ornstein.files import InputError, inside, read_json
-from ornstein.hardware import half_precision, widest
+from ornstein.hardware import half_precision, has_double
 from ornstein.image.cold import ColdSystem
 from ornstein.image.end_state import FITTED_ROWS
 from ornstein.kinds import Model
@@ -132,7 +132,7 @@ class Module(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
         """The batch on its device, in float32 where that has no float64."""
-        if widest(device) != device:
+        if not has_double(device):
             batch = {name: part.float() if _is_double(part) else part for name, part in batch.items()}
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
